@@ -1,0 +1,1 @@
+//! The same image and command in both isolations, measured.

@@ -1,0 +1,1 @@
+//! The emulated KVM host for machines without usable KVM.

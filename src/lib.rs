@@ -1,0 +1,42 @@
+//! Duplex runs any OCI image as a microVM or as a namespace container and measures the difference.
+//!
+//! ```text
+//! cli -> build compose compare shim -> oci
+//!          \------+------+------/----> sandbox (dyn) -> microvm -> vmm
+//!                                         |        \-> container -> libcontainer
+//!                                         \-> image, net, jail            all -> spec, sys
+//! ```
+//!
+//! | module | one line |
+//! |---|---|
+//! | [`spec`] | plain data that all share: what a sandbox, a machine, a limit is; no I/O |
+//! | [`sys`] | raw system calls that std and rustix lack |
+//! | [`vmm`] | engine 1: one microVM in one process |
+//! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
+//! | [`image`] | references, registry, store, layers, EROFS, archives |
+//! | [`sandbox`] | the trait over both engines, and what survives on disk |
+//! | [`compare`] | both isolations, one workload, numbers |
+//! | [`lab`] | the emulated KVM host |
+//! | [`doctor`] | what this host can do |
+//! | [`cli`] | the command line: the only module that prints, exits and reads the environment |
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
+
+pub mod spec;
+pub mod sys;
+pub mod vmm;
+
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod compare;
+#[cfg(feature = "cli")]
+pub mod container;
+#[cfg(feature = "cli")]
+pub mod doctor;
+#[cfg(feature = "cli")]
+pub mod image;
+#[cfg(feature = "cli")]
+pub mod lab;
+#[cfg(feature = "cli")]
+pub mod sandbox;

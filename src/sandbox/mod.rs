@@ -1,0 +1,77 @@
+//! The trait over both engines, and what of a sandbox survives on disk.
+
+use std::os::fd::OwnedFd;
+
+use crate::spec::{Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
+
+/// The command's standard streams on the host's side. With a terminal, `stdin` and `stdout` are the raw byte streams of the
+/// sandbox's terminal and `stderr` stays unused.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Read by the sandbox; `None` is `/dev/null`.
+    pub stdin: Option<OwnedFd>,
+    /// Written by the sandbox.
+    pub stdout: OwnedFd,
+    /// Written by the sandbox.
+    pub stderr: OwnedFd,
+}
+
+/// Makes sandboxes of one isolation.
+pub trait Backend: Send + Sync + std::fmt::Debug {
+    /// Which isolation.
+    fn isolation(&self) -> Isolation;
+
+    /// Takes every host resource that the sandbox needs, or none: after an error nothing is left. Nothing runs yet.
+    fn create(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, SandboxError>;
+}
+
+/// One sandbox. Dropping it ends it and releases what it holds, as `remove` does, without a word about failures.
+pub trait Sandbox: Send + std::fmt::Debug {
+    /// Its identity.
+    fn id(&self) -> &SandboxId;
+
+    /// Where it is in its life.
+    fn state(&self) -> State;
+
+    /// Runs the command; returns when it has been executed or could not be.
+    fn start(&mut self) -> Result<(), SandboxError>;
+
+    /// A handle that sends signals and sizes while another thread waits.
+    fn remote(&self) -> Box<dyn Remote>;
+
+    /// Waits for the end. May be called again and answers the same.
+    fn wait(&mut self) -> Result<Outcome, SandboxError>;
+
+    /// What it uses now.
+    fn usage(&self) -> Usage;
+
+    /// The moments of its start so far.
+    fn moments(&self) -> Moments;
+
+    /// Ends it if it runs, and releases every host resource. What fails is told after all has been tried.
+    fn remove(self: Box<Self>) -> Result<(), SandboxError>;
+}
+
+/// Reaches the command of a running sandbox from any thread.
+pub trait Remote: Send + Sync {
+    /// Sends the command's first process a signal. `SIGKILL` always ends the sandbox, whatever state its insides are in.
+    fn signal(&self, signal: u8) -> Result<(), SandboxError>;
+
+    /// Sets the size of its terminal.
+    fn resize(&self, size: TerminalSize) -> Result<(), SandboxError>;
+}
+
+/// Why a sandbox could not do what it was asked. The source names the thing.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot {operation} {isolation} {id}")]
+pub struct SandboxError {
+    /// The verb: create, start, signal ...
+    pub operation: &'static str,
+    /// The isolation.
+    pub isolation: Isolation,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// What the engine says.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}

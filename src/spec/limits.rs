@@ -1,0 +1,133 @@
+//! Limits of a sandbox, in Docker's notation.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes in one MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// What the host grants one sandbox. `None` is "as the isolation does by default": no limit for a container, the default
+/// machine size for a microVM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of the workload: the machine's size in a microVM, `memory.max` in a container.
+    pub memory: Option<MemorySize>,
+    /// Processor time: vCPUs (rounded up) and a quota in a microVM, a quota in a container.
+    pub cpus: Option<Cpus>,
+    /// Most processes and threads at once (`pids.max`).
+    pub pids: Option<u32>,
+}
+
+/// A size in bytes. Parsed as Docker does: a number with an optional `b`, `k`, `m` or `g` (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MemorySize(pub u64);
+
+/// Processors in thousandths: `1.5` is `Cpus(1500)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cpus(pub u32);
+
+/// Why a text is not a limit.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LimitsError {
+    /// Not `<number>[b|k|m|g]`.
+    #[error("Memory size '{0}' is not a number with an optional unit b, k, m or g (such as 512m)")]
+    Memory(String),
+    /// Not a decimal number of processors above zero with at most three digits behind the point.
+    #[error("Number of CPUs '{0}' is not a number between 0.001 and 1024 (such as 1.5)")]
+    Cpus(String),
+}
+
+impl MemorySize {
+    /// Whole MiB, rounded up.
+    pub fn mib_ceil(self) -> u64 {
+        self.0.div_ceil(MIB)
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = LimitsError;
+
+    fn from_str(text: &str) -> Result<Self, LimitsError> {
+        let refuse = || LimitsError::Memory(text.to_owned());
+        let lower = text.to_ascii_lowercase();
+        let lower = lower.strip_suffix("ib").unwrap_or(&lower);
+        let (number, shift) = match lower.as_bytes().last() {
+            Some(b'b') => (&lower[..lower.len() - 1], 0),
+            Some(b'k') => (&lower[..lower.len() - 1], 10),
+            Some(b'm') => (&lower[..lower.len() - 1], 20),
+            Some(b'g') => (&lower[..lower.len() - 1], 30),
+            _ => (lower, 0),
+        };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(refuse());
+        }
+        let value: u64 = number.parse().map_err(|_| refuse())?;
+        value.checked_mul(1 << shift).filter(|v| *v > 0).map(Self).ok_or_else(refuse)
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >= MIB { write!(f, "{} MiB", self.0 / MIB) } else { write!(f, "{} bytes", self.0) }
+    }
+}
+
+impl Cpus {
+    /// Whole processors, rounded up.
+    pub fn ceil(self) -> u32 {
+        self.0.div_ceil(1000)
+    }
+}
+
+impl FromStr for Cpus {
+    type Err = LimitsError;
+
+    fn from_str(text: &str) -> Result<Self, LimitsError> {
+        let refuse = || LimitsError::Cpus(text.to_owned());
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
+        if (whole.is_empty() && part.is_empty()) || !digits(whole) || !digits(part) || part.len() > 3 || whole.len() > 4
+        {
+            return Err(refuse());
+        }
+        let whole: u32 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| refuse())? };
+        let part: u32 = format!("{part:0<3}").parse().map_err(|_| refuse())?;
+        let thousandths = whole * 1000 + part;
+        if (1..=1_024_000).contains(&thousandths) { Ok(Self(thousandths)) } else { Err(refuse()) }
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from(self.0) / 1000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes_read_as_docker_reads_them() {
+        for (text, bytes) in
+            [("512m", 512 * MIB), ("1g", 1 << 30), ("1GiB", 1 << 30), ("4096", 4096), ("64k", 65536), ("7b", 7)]
+        {
+            assert_eq!(text.parse::<MemorySize>().unwrap().0, bytes, "{text}");
+        }
+        for bad in ["", "m", "-1m", "1.5g", "0", "99999999999999999999", "18446744073709551615g", "1t"] {
+            assert!(bad.parse::<MemorySize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_thousandths() {
+        for (text, value) in [("1", 1000), ("1.5", 1500), (".5", 500), ("0.001", 1), ("8", 8000)] {
+            assert_eq!(text.parse::<Cpus>().unwrap().0, value, "{text}");
+        }
+        for bad in ["", ".", "0", "0.0", "1.2345", "-1", "9999", "1e3"] {
+            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
+        }
+    }
+}

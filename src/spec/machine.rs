@@ -1,0 +1,128 @@
+//! One microVM as the monitor sees it: memory, processors, and files that the caller has opened.
+
+use serde::{Deserialize, Serialize};
+
+/// I/O port on which the guest's agent says how the machine ended, in one byte (see [`guest_exit`]).
+pub const EXIT_PORT: u16 = duplex_wire::EXIT_PORT;
+
+pub use duplex_wire::guest_exit;
+
+/// Number of an open file descriptor that the monitor inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecFd(pub i32);
+
+/// Everything the monitor is told, once, before it starts. It opens no path: all files are descriptors it inherits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm: SpecFd,
+    /// Virtual processors, 1 to 8.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The kernel: an uncompressed x86-64 ELF `vmlinux`, open for reading.
+    pub kernel: SpecFd,
+    /// The initial RAM file system, open for reading.
+    pub initramfs: Option<SpecFd>,
+    /// Kernel command line before the monitor adds its devices.
+    pub cmdline: String,
+    /// Disks in the order in which the guest names them (`/dev/vda`, ...). At most 8.
+    pub disks: Vec<DiskSpec>,
+    /// The vsock device, absent if `None`.
+    pub vsock: Option<VsockSpec>,
+    /// Where the virtio console's output goes; no console device if `None`.
+    pub console: Option<SpecFd>,
+    /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
+    pub control: SpecFd,
+}
+
+/// One raw disk, composed of pieces of files laid end to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The pieces, in order. Each is a whole number of 4096-byte blocks, except that a lone extent may be any number of 512-byte sectors.
+    pub extents: Vec<ExtentSpec>,
+    /// Writes are answered with an error and VIRTIO_BLK_F_RO is offered.
+    pub read_only: bool,
+}
+
+/// A piece of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtentSpec {
+    /// The file.
+    pub fd: SpecFd,
+    /// First byte of the piece in the file.
+    pub offset: u64,
+    /// Length in bytes as the guest sees it; past the file's end it reads as zeroes.
+    pub len: u64,
+}
+
+/// The vsock device: a table of connected unix stream sockets that guest connections take by port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockSpec {
+    /// The guest's context id, 3 or more.
+    pub cid: u64,
+    /// Sockets that are there from the start.
+    pub streams: Vec<VsockStream>,
+}
+
+/// A connected unix stream socket that the first guest connection to `port` on CID 2 takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockStream {
+    /// The port that the guest connects to.
+    pub port: u32,
+    /// The host's end.
+    pub fd: SpecFd,
+}
+
+/// What the monitor is asked while it runs: one postcard message per packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestToMonitor {
+    /// Hold the descriptor that comes with this packet (SCM_RIGHTS) for the next guest connection to this port.
+    AddStream {
+        /// The port.
+        port: u32,
+    },
+    /// End the machine now.
+    Kill,
+}
+
+/// What the monitor reports: one postcard message per packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MachineEvent {
+    /// The first vCPU is about to run. Time in nanoseconds of CLOCK_MONOTONIC.
+    Running {
+        /// When.
+        at_ns: u64,
+    },
+    /// The machine has ended; the last event.
+    Exited {
+        /// Why.
+        exit: MachineExit,
+        /// When, in nanoseconds of CLOCK_MONOTONIC.
+        at_ns: u64,
+    },
+    /// The machine could not be built or started; the last event. The text is an error chain, one cause per line.
+    Failed {
+        /// The error and its causes.
+        causes: Vec<String>,
+    },
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MachineExit {
+    /// The agent wrote [`guest_exit::SHUTDOWN`] to [`EXIT_PORT`]: orderly.
+    Shutdown,
+    /// The agent wrote another byte there.
+    AgentFailed(u8),
+    /// The guest reset itself through the keyboard controller without a panic.
+    Reset,
+    /// The guest kernel panicked; its own words.
+    Panic(String),
+    /// A vCPU shut down on a triple fault.
+    TripleFault,
+    /// [`RequestToMonitor::Kill`], or the control socket's other end is gone.
+    Killed,
+    /// KVM gave up on a vCPU: entry failure or internal error, in words.
+    KvmFault(String),
+}

@@ -1,0 +1,20 @@
+//! Words: plain data that every other module shares. No I/O happens here.
+
+mod digest;
+mod id;
+mod limits;
+mod machine;
+mod process;
+mod sandbox;
+mod trace;
+
+pub use digest::{Digest, DigestError};
+pub use id::{IdError, SandboxId};
+pub use limits::{Cpus, Limits, LimitsError, MIB, MemorySize};
+pub use machine::{
+    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, RequestToMonitor, SpecFd, VsockSpec,
+    VsockStream, guest_exit,
+};
+pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
+pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
+pub use trace::{Moment, Moments, Phase};

@@ -1,0 +1,2 @@
+//! Raw system calls that std and rustix lack.
+#![allow(unsafe_code)]
