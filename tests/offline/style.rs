@@ -51,14 +51,16 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     for (start, line) in lines.iter().enumerate() {
         let trimmed = line.trim_start();
         let indent = line.len() - trimmed.len();
-        let head = trimmed.split('(').next().unwrap_or("");
-        let Some(at) = head.find("fn ").filter(|at| *at == 0 || head.as_bytes()[at - 1] == b' ') else { continue };
-        if trimmed.starts_with('"') || head.contains('"') || head.contains('=') {
+        let Some(at) = trimmed.find("fn ").filter(|at| *at == 0 || trimmed.as_bytes()[at - 1] == b' ') else {
+            continue;
+        };
+        if trimmed[..at].contains(['"', '=', '/']) {
             continue;
         }
         let close = format!("{}}}", " ".repeat(indent));
         if let Some(length) = lines[start..].iter().position(|l| *l == close) {
-            found.push((head[at + 3..].to_owned(), length + 1));
+            let name = trimmed[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            found.push((name, length + 1));
         }
     }
     found
