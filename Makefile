@@ -1,0 +1,61 @@
+# What a person types. `make compare` and `make test` need nothing typed before them.
+
+PROFILE  := release
+TRIPLE   := x86_64-unknown-linux-gnu
+OUT      := target/duplex
+DUPLEX   := $(OUT)/duplex
+STATIC   := target/static/$(TRIPLE)/$(PROFILE)
+# Static programs: the monitor (jailed with an empty root), the agent (alone in the guest) and the embedded image.
+STATIC_FLAGS := --$(PROFILE) --target $(TRIPLE) --target-dir target/static
+LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1"]
+
+.PHONY: build compare test test-offline test-host test-lab bench kernel deps deps-test fmt lint doc clean
+
+build: deps
+	cargo build --$(PROFILE) --bin duplex
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(STATIC_FLAGS) --no-default-features --bin duplex-vmm
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(STATIC_FLAGS) -p duplex-agent -p duplex-workloads -p duplex-pack
+	mkdir -p $(OUT)/guest
+	install -m 755 target/$(PROFILE)/duplex $(STATIC)/duplex-vmm $(OUT)/
+	$(STATIC)/duplex-pack initramfs $(STATIC)/duplex-agent $(OUT)/guest/initramfs.cpio
+	$(STATIC)/duplex-pack workloads $(STATIC)/duplex-workloads $(OUT)/guest/workloads.tar
+	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux
+
+# The embedded image in both isolations, side by side.
+compare: build
+	$(DUPLEX) compare --json target/compare.json
+
+# All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
+test: deps-test build
+	cargo test --workspace --lib --bins --test tests
+	cargo test --test host
+	cargo --config '$(LAB_RUN)' test --target $(TRIPLE) --test host
+	$(DUPLEX) lab stop
+
+# Against crun, runc and QEMU in one run.
+bench: deps-test build
+	cargo bench --bench peers
+
+# Rebuilds the guest kernel from Debian's source package.
+kernel:
+	kernels/build.sh
+
+deps:
+	.ci/deps
+
+deps-test:
+	.ci/deps test
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --no-default-features --bin duplex-vmm -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+clean:
+	cargo clean
