@@ -12,6 +12,9 @@ pub use duplex_wire::guest_exit;
 pub struct SpecFd(pub i32);
 
 /// Everything the monitor is told, once, before it starts. It opens no path: all files are descriptors it inherits.
+///
+/// It travels postcard-encoded as the whole content of one inherited file (a memfd, positioned at its begin) whose descriptor number in
+/// decimal is the monitor's only argument: `duplex-vmm 3`. All other descriptors above 2 that the monitor inherits are named in here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
     /// `/dev/kvm`, open for reading and writing.
