@@ -34,7 +34,7 @@ test: deps-test build
 
 # Against crun, runc and QEMU in one run.
 bench: deps-test build
-	cargo bench --bench peers
+	cargo --config '$(LAB_RUN)' bench --target $(TRIPLE) --bench peers
 
 # Rebuilds the guest kernel from Debian's source package.
 kernel:
