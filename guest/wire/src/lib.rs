@@ -1,10 +1,19 @@
 //! Words that the host and the guest's agent share, and the messages between them.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod environment;
+mod frame;
+mod message;
 mod process;
+mod users;
 
-pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
+pub use environment::{DEFAULT_PATH, environment};
+pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
+pub use message::{Ending, FailureKind, Root, Start, ToGuest, ToHost};
+pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
+pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 
 /// I/O port on which the agent says how the machine ended, in one byte of [`guest_exit`].
 pub const EXIT_PORT: u16 = 0x5f0;
@@ -19,6 +28,9 @@ pub mod guest_exit {
 
 /// The guest's own vsock context id.
 pub const GUEST_CID: u32 = 3;
+
+/// The host's vsock context id.
+pub const HOST_CID: u32 = 2;
 
 /// vsock ports on the host (CID 2) that the agent connects to.
 pub mod port {

@@ -107,3 +107,7 @@ pub const DEFAULT_CAPABILITIES: [Capability; 14] = [
     Capability(29),
     Capability(31),
 ];
+
+/// Open files that a process may have, soft and hard limit: what systemd gives a service and Docker hands on since version 25. The other
+/// resource limits are the kernel's defaults.
+pub const DEFAULT_OPEN_FILES: (u64, u64) = (1024, 524_288);

@@ -1,0 +1,147 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Capability, Ending, FailureKind, ProcessSpec, Root, Start, TerminalSize, ToGuest, ToHost};
+
+fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
+    let mut decoder = Decoder::default();
+    decoder.push(bytes);
+    decoder.next_message()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn start() -> ToGuest {
+    ToGuest::Start(Box::new(Start {
+        process: ProcessSpec {
+            args: vec!["/bin/a".into(), "b".into()],
+            env: vec!["K=v".into()],
+            cwd: "/".into(),
+            user: "1:2".into(),
+            terminal: Some(TerminalSize { rows: 24, columns: 80 }),
+            stdin: true,
+            capabilities: vec![Capability(0), Capability(31)],
+            no_new_privileges: false,
+        },
+        hostname: "h".into(),
+        root: Root { disk: "vda".into(), read_only: true },
+        hosts: "x".into(),
+        resolv_conf: String::new(),
+        pids: Some(300),
+        seed: vec![7; 3],
+        realtime_ns: 1 << 40,
+    }))
+}
+
+/// Bytes of version 1, frozen. A change here needs a new `VERSION`.
+#[test]
+fn version_1_is_frozen() {
+    let to_guest = [
+        (
+            start(),
+            concat!(
+                "3500000001000000",
+                "00",
+                "02062f62696e2f610162",
+                "01034b3d76",
+                "012f",
+                "03313a32",
+                "011850",
+                "01",
+                "02001f",
+                "00",
+                "0168",
+                "0376646101",
+                "0178",
+                "00",
+                "01ac02",
+                "03070707",
+                "808080808020"
+            ),
+        ),
+        (ToGuest::Signal(15), "0200000001000000010f"),
+        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000010000000218ac02"),
+    ];
+    for (message, golden) in to_guest {
+        assert_eq!(hex(&encode(&message).unwrap()), golden, "{message:?}");
+    }
+    let to_host = [
+        (ToHost::Hello { agent: "0.1.0".into() }, "07000000010000000005302e312e30"),
+        (ToHost::Started, "010000000100000001"),
+        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000100000002000178"),
+        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000100000002010178"),
+        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000100000002020178"),
+        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000100000003002a00"),
+        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000100000003010901"),
+        (ToHost::Log { text: "ab".into() }, "040000000100000004026162"),
+    ];
+    for (message, golden) in to_host {
+        assert_eq!(hex(&encode(&message).unwrap()), golden, "{message:?}");
+    }
+}
+
+#[test]
+fn the_version_is_known_before_the_message() {
+    assert_eq!(decode::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 2, 0, 9, 9]), Err(WireError::Version { theirs: 2 }));
+    assert_eq!(decode::<ToHost>(&[0xff; 7]), Ok(None), "a header is not there before its last byte");
+}
+
+#[test]
+fn what_is_too_long_is_refused_at_the_header() {
+    let header = |length: u32| {
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&[1, 0, 0, 0]);
+        bytes
+    };
+    assert_eq!(decode::<ToHost>(&header(65536)), Ok(None));
+    assert_eq!(decode::<ToHost>(&header(65537)), Err(WireError::TooLong { length: 65537, limit: 65536 }));
+    assert_eq!(decode::<ToGuest>(&header(1 << 20)), Ok(None));
+    assert!(matches!(decode::<ToGuest>(&header(u32::MAX)), Err(WireError::TooLong { .. })));
+    let long = ToHost::Log { text: "a".repeat(70_000) };
+    assert!(matches!(encode(&long), Err(WireError::TooLong { limit: 65536, .. })));
+}
+
+#[test]
+fn a_frame_holds_exactly_one_message() {
+    assert_eq!(decode::<ToHost>(&[2, 0, 0, 0, 1, 0, 0, 0, 1, 1]), Err(WireError::Trailing { extra: 1 }));
+    assert!(matches!(decode::<ToHost>(&[0, 0, 0, 0, 1, 0, 0, 0]), Err(WireError::Content { length: 0, .. })));
+    assert!(matches!(decode::<ToHost>(&[1, 0, 0, 0, 1, 0, 0, 0, 99]), Err(WireError::Content { length: 1, .. })));
+    assert_eq!(decode::<ToHost>(&[1, 0, 0, 0, 1, 0, 0, 1, 1]), Err(WireError::Reserved));
+    let claims_a_huge_text = [6, 0, 0, 0, 1, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    assert!(matches!(decode::<ToHost>(&claims_a_huge_text), Err(WireError::Content { .. })));
+}
+
+proptest! {
+    #[test]
+    fn any_cutting_gives_the_same_messages(cuts in proptest::collection::vec(1usize..40, 1..60)) {
+        let messages = vec![start(), ToGuest::Signal(2), ToGuest::Resize(TerminalSize { rows: 1, columns: 2 }), start()];
+        let bytes: Vec<u8> = messages.iter().flat_map(|m| encode(m).unwrap()).collect();
+        let mut decoder = Decoder::<ToGuest>::default();
+        let (mut at, mut cut, mut got) = (0, cuts.iter().cycle(), Vec::new());
+        while at < bytes.len() {
+            let end = (at + cut.next().unwrap()).min(bytes.len());
+            decoder.push(&bytes[at..end]);
+            while let Some(message) = decoder.next_message().unwrap() {
+                got.push(message);
+            }
+            at = end;
+        }
+        prop_assert_eq!(got, messages);
+        prop_assert!(decoder.is_empty());
+    }
+
+    #[test]
+    fn hostile_bytes_give_messages_or_errors(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), tidy in any::<bool>()) {
+        if tidy && bytes.len() > HEADER {
+            let length = u32::try_from(bytes.len() - HEADER).unwrap().to_le_bytes();
+            bytes[..4].copy_from_slice(&length);
+            bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
+        }
+        if let Ok(Some(message)) = decode::<ToHost>(&bytes) {
+            prop_assert!(encode(&message).is_ok());
+        }
+        let _ = decode::<ToGuest>(&bytes);
+    }
+}

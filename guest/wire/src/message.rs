@@ -1,0 +1,120 @@
+//! What host and agent say to each other.
+//!
+//! ```text
+//! agent                         host
+//!   | -- Hello ------------------> |   the guest kernel is up
+//!   | <------------------ Start -- |
+//!   | -- Started ----------------> |   the command was executed      (or StartFailed: it never will be)
+//!   | <--------- Signal, Resize -- |   at any time from here on
+//!   | -- Exited -----------------> |   after the last byte of its output
+//!   | <-- end of the connection -- |   the host has read all: the machine may go
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Message, ProcessSpec, TerminalSize};
+
+/// What the host tells the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// Run this. Sent once, as the answer to [`ToHost::Hello`].
+    Start(Box<Start>),
+    /// Send the command's first process this signal.
+    Signal(u8),
+    /// The terminal has this size now.
+    Resize(TerminalSize),
+}
+
+/// One sandbox as the agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// What runs.
+    pub process: ProcessSpec,
+    /// Host name.
+    pub hostname: String,
+    /// The root file system.
+    pub root: Root,
+    /// Content of `/etc/hosts`.
+    pub hosts: String,
+    /// Content of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// Most processes and threads at once.
+    pub pids: Option<u32>,
+    /// At least [`Start::MIN_SEED`] bytes of the host's randomness for the guest kernel's own.
+    pub seed: Vec<u8>,
+    /// The host's wall clock when this was sent, nanoseconds since 1970.
+    pub realtime_ns: u64,
+}
+
+impl Start {
+    /// Fewest bytes of [`Start::seed`].
+    pub const MIN_SEED: usize = 32;
+}
+
+/// Where the root file system comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Name of the block device with the image as EROFS, such as `vda`.
+    pub disk: String,
+    /// Writes are refused; otherwise they go to memory.
+    pub read_only: bool,
+}
+
+/// What the agent tells the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHost {
+    /// First of all; the frame around it carries the version.
+    Hello {
+        /// The agent's own version, for people.
+        agent: String,
+    },
+    /// The command was executed.
+    Started,
+    /// The command was not executed and will not be; the last message.
+    StartFailed {
+        /// What Docker tells apart by exit code.
+        kind: FailureKind,
+        /// A sentence that names the thing.
+        text: String,
+    },
+    /// The command has ended and its output is written; the last message.
+    Exited {
+        /// How.
+        ending: Ending,
+        /// The guest kernel killed a process of the command for want of memory.
+        oom: bool,
+    },
+    /// A line for whoever looks for the cause of a trouble.
+    Log {
+        /// The line.
+        text: String,
+    },
+}
+
+/// Why a command was not executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// No such program: 127.
+    NotFound,
+    /// It is there and cannot be executed: 126.
+    CannotExecute,
+    /// All else, such as an unknown user: 125.
+    Other,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal ended it.
+    Signal(u8),
+}
+
+impl Message for ToGuest {
+    const LIMIT: usize = 1 << 20;
+}
+
+impl Message for ToHost {
+    const LIMIT: usize = 64 << 10;
+}
