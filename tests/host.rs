@@ -1,0 +1,22 @@
+//! Tests that need a host: this machine's tools, or KVM, cgroup v2 and root as the lab has them.
+//!
+//! Every case says what it needs. A case whose needs are not met is a skip with a name, a reason and a place in the last line's count; it is
+//! never silently absent. `DUPLEX_TEST_HOST=1` says that this host is a capable one (the lab sets it).
+//!
+//! ```text
+//! cargo test --test host [-- [FILTER...] [--list] [--exact] [--test-threads N]]
+//! ```
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "support/runner.rs"]
+mod runner;
+
+#[path = "host/runner_itself.rs"]
+mod runner_itself;
+
+/// The modules' cases. A new module adds its line here.
+const ALL: &[&[runner::Case]] = &[runner_itself::CASES];
+
+fn main() -> std::process::ExitCode {
+    runner::main(ALL)
+}

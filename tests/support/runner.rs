@@ -1,0 +1,233 @@
+//! Runs cases two at a time and counts what passed, failed and was skipped.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// One test: it passes by returning `Ok`, fails by a panic and is skipped by an `Err`.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    /// `module::what_must_hold`.
+    pub(crate) name: &'static str,
+    /// What it cannot run without.
+    pub(crate) needs: &'static [Need],
+    /// The test.
+    pub(crate) run: fn() -> Verdict,
+}
+
+/// `Err` is a skip for a reason that only the running case can find out.
+pub(crate) type Verdict = Result<(), Skip>;
+
+/// Why a case did not run.
+#[derive(Debug)]
+pub(crate) struct Skip(pub(crate) String);
+
+/// Something that a case cannot run without.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "a vocabulary: a need may have no case for a while")]
+pub(crate) enum Need {
+    /// A host that runs sandboxes: `DUPLEX_TEST_HOST=1`, set in the lab.
+    Host,
+    /// Not in the lab: the case starts the lab itself or only uses this machine's tools, and one run of it is enough.
+    Outside,
+    /// `/dev/kvm` that opens for reading and writing.
+    Kvm,
+    /// cgroup v2 at `/sys/fs/cgroup`.
+    CgroupV2,
+    /// User id 0.
+    Root,
+    /// A program in `PATH` (or in the `sbin` folders).
+    Program(&'static str),
+    /// A file or folder.
+    File(&'static str),
+}
+
+/// Longest time a case may take before the whole run is given up.
+const LIMIT: Duration = Duration::from_secs(900);
+
+thread_local! {
+    static WORDS: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+struct Options {
+    filters: Vec<String>,
+    list: bool,
+    exact: bool,
+    threads: usize,
+}
+
+enum End {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    skipped: usize,
+    failed: Vec<(&'static str, String)>,
+}
+
+pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
+    let options = options(std::env::args().skip(1));
+    let mut cases: Vec<Case> = modules.iter().flat_map(|m| m.iter().copied()).filter(|c| options.wants(c)).collect();
+    cases.sort_by_key(|c| c.name);
+    if options.list {
+        for case in &cases {
+            println!("{}: test", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let text = format!("{info}");
+        if WORDS.with(|w| w.borrow().is_empty()) {
+            WORDS.with(|w| *w.borrow_mut() = text);
+        }
+    }));
+    println!("\nrunning {} cases", cases.len());
+    let tally = run_all(&cases, options.threads);
+    for (name, words) in &tally.failed {
+        println!("\n---- {name}\n{words}");
+    }
+    println!("\n{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
+    if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_all(cases: &[Case], threads: usize) -> Tally {
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(Tally::default());
+    let running: Mutex<Vec<(&'static str, Instant)>> = Mutex::default();
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(cases.len()) {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let began = Instant::now();
+                    running.lock().unwrap().push((case.name, began));
+                    let end = run_one(case);
+                    running.lock().unwrap().retain(|(name, _)| *name != case.name);
+                    note(&tally, case.name, end, began.elapsed());
+                    done.fetch_add(1, Ordering::Release);
+                }
+            });
+        }
+        scope.spawn(|| {
+            while done.load(Ordering::Acquire) < cases.len() {
+                give_up_on_the_stuck(&running);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+    });
+    tally.into_inner().unwrap()
+}
+
+/// A thread cannot be ended from outside: a case over its limit ends the run.
+#[allow(clippy::exit, reason = "the one way out while a case's thread is stuck")]
+fn give_up_on_the_stuck(running: &Mutex<Vec<(&'static str, Instant)>>) {
+    let stuck = running.lock().unwrap().iter().find(|(_, began)| began.elapsed() > LIMIT).copied();
+    if let Some((name, _)) = stuck {
+        println!("case {name} ... FAILED: still running after {} s; the run is given up", LIMIT.as_secs());
+        std::process::exit(1);
+    }
+}
+
+fn note(tally: &Mutex<Tally>, name: &'static str, end: End, took: Duration) {
+    let mut tally = tally.lock().unwrap();
+    let seconds = took.as_secs_f64();
+    match end {
+        End::Passed => {
+            println!("case {name} ... ok ({seconds:.1} s)");
+            tally.passed += 1;
+        }
+        End::Failed(words) => {
+            println!("case {name} ... FAILED ({seconds:.1} s)");
+            tally.failed.push((name, words));
+        }
+        End::Skipped(reason) => {
+            println!("case {name} ... skipped: {reason}");
+            tally.skipped += 1;
+        }
+    }
+}
+
+fn run_one(case: &Case) -> End {
+    if let Some(reason) = case.needs.iter().find_map(|n| missing(*n)) {
+        return End::Skipped(reason);
+    }
+    WORDS.with(|w| w.borrow_mut().clear());
+    match catch_unwind(AssertUnwindSafe(case.run)) {
+        Ok(Ok(())) => End::Passed,
+        Ok(Err(Skip(reason))) => End::Skipped(reason),
+        Err(payload) => {
+            let words = WORDS.with(|w| std::mem::take(&mut *w.borrow_mut()));
+            End::Failed(if words.is_empty() { payload_text(payload.as_ref()) } else { words })
+        }
+    }
+}
+
+fn payload_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_else(|| "a panic".to_owned())
+}
+
+/// Why this need is not met, if it is not.
+pub(crate) fn missing(need: Need) -> Option<String> {
+    let capable = std::env::var_os("DUPLEX_TEST_HOST").is_some_and(|v| v == "1");
+    match need {
+        Need::Host if !capable => {
+            Some("needs a host that runs sandboxes (DUPLEX_TEST_HOST=1, as in the lab)".to_owned())
+        }
+        Need::Outside if capable => Some("runs outside the lab only (DUPLEX_TEST_HOST is set)".to_owned()),
+        Need::Kvm => {
+            let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+            opened.err().map(|e| format!("needs /dev/kvm: {e}"))
+        }
+        Need::CgroupV2 if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => {
+            Some("needs cgroup v2 at /sys/fs/cgroup".to_owned())
+        }
+        Need::Root if !rustix::process::geteuid().is_root() => Some("needs root".to_owned()),
+        Need::Program(name) if !in_path(name) => Some(format!("needs the program {name}")),
+        Need::File(path) if !Path::new(path).exists() => Some(format!("needs {path}")),
+        _ => None,
+    }
+}
+
+fn in_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let beside = ["/usr/sbin".into(), "/sbin".into(), "/usr/bin".into()];
+    std::env::split_paths(&path).chain(beside).any(|dir| dir.join(name).is_file())
+}
+
+/// The options of libtest that people and cargo type; others are accepted and mean nothing.
+fn options(args: impl Iterator<Item = String>) -> Options {
+    let mut options = Options { filters: Vec::new(), list: false, exact: false, threads: 2 };
+    let mut args = args.peekable();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--list" => options.list = true,
+            "--exact" => options.exact = true,
+            "--test-threads" => options.threads = args.next().and_then(|n| n.parse().ok()).unwrap_or(2),
+            "--format" | "--color" | "--skip" | "-Z" => drop(args.next()),
+            other => match other.strip_prefix("--test-threads=") {
+                Some(number) => options.threads = number.parse().unwrap_or(2),
+                None if other.starts_with('-') => {}
+                None => options.filters.push(arg),
+            },
+        }
+    }
+    options.threads = options.threads.max(1);
+    options
+}
+
+impl Options {
+    fn wants(&self, case: &Case) -> bool {
+        let matches = |f: &String| if self.exact { case.name == f } else { case.name.contains(f.as_str()) };
+        self.filters.is_empty() || self.filters.iter().any(matches)
+    }
+}
