@@ -1,6 +1,37 @@
 //! Images: references, registry client, content-addressed store, layers, EROFS writer, archives.
+//!
+//! ```text
+//! registry ─┐
+//! archive  ─┼─> ingest ─> layer::convert ─> store (one data blob and one tree per layer)
+//! embedded ─┘        └──> merge, erofs   ─> store (one metadata image per image)  ─> RootDisk
+//! ```
+
+#[allow(dead_code, reason = "its readers are the registry client and the archive reader")]
+mod config;
+mod reference;
+#[allow(dead_code, unused_imports, reason = "its writers are the registry client and the archive reader")]
+mod store;
 
 use std::path::PathBuf;
+
+pub use config::{ConfigError, ImageConfig};
+pub use reference::{Reference, ReferenceError};
+pub use store::{ImageSummary, Lease, RemoveError, Removed, ResolveError, Store, StoreError};
+
+use crate::spec::Digest;
+
+/// An image in the store, ready to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The reference by which it was asked for.
+    pub reference: Reference,
+    /// Digest of its manifest: its identity.
+    pub manifest: Digest,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    /// Its root file system.
+    pub disk: RootDisk,
+}
 
 /// The root disk of an image: pieces of files laid end to end, each a whole number of 4096-byte blocks. The first is the merged metadata (an
 /// EROFS image with a device table), the others are the layers' data blobs at the addresses which the device table gives.
