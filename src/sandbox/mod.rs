@@ -1,8 +1,12 @@
 //! The trait over both engines, and what of a sandbox survives on disk.
 
+pub mod cgroup;
+pub mod shelf;
+
 use std::os::fd::OwnedFd;
 
-use crate::spec::{Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
+use crate::image::RootDisk;
+use crate::spec::{Digest, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
 
 /// The command's standard streams on the host's side. With a terminal, `stdin` and `stdout` are the raw byte streams of the
 /// sandbox's terminal and `stderr` stays unused.
@@ -14,6 +18,12 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// Written by the sandbox.
     pub stderr: OwnedFd,
+}
+
+/// Where a backend finds the root disk of an image.
+pub trait Images: Send + Sync + std::fmt::Debug {
+    /// The pieces of this image's root disk; the backend opens them at once.
+    fn root_disk(&self, image: &Digest) -> Result<RootDisk, Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// Makes sandboxes of one isolation.

@@ -1,2 +1,6 @@
 //! Raw system calls that std and rustix lack.
 #![allow(unsafe_code)]
+
+pub mod clock;
+pub mod mounts;
+pub mod signals;

@@ -1,0 +1,239 @@
+//! One cgroup v2 folder per sandbox: limits, usage, kill (Linux `admin-guide/cgroup-v2.rst`).
+//!
+//! The folder is `/sys/fs/cgroup/duplex/<id>`. Its name derives from the id and from nothing else, so that whoever finds a sandbox's shelf
+//! folder after a crash finds its cgroup too.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::spec::{Limits, SandboxId, Usage};
+
+/// Where cgroup v2 is mounted.
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The folder above all sandboxes.
+const FAMILY: &str = "duplex";
+
+/// What every sandbox is limited and measured by.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Length of a `cpu.max` period in microseconds.
+const PERIOD_USEC: u64 = 100_000;
+
+/// How long the kernel gets to let go of a killed cgroup.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One sandbox's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+/// Why a cgroup does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The host has version 1, or a mixture.
+    #[error(
+        "This host has no cgroup v2 at {MOUNT} (no cgroup.controllers there): boot it with systemd.unified_cgroup_hierarchy=1, or run in the lab, where it works"
+    )]
+    NotUnified,
+    /// A controller that limits need is not there or cannot be switched on.
+    #[error("Cannot switch on the cgroup controller '{controller}' in {path}")]
+    Controller {
+        /// Which.
+        controller: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the cgroup cannot be read or written.
+    #[error("Cannot {operation} {path}")]
+    File {
+        /// The verb.
+        operation: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Killed processes are still there.
+    #[error("The cgroup {path} still has the processes {processes} after {} s", PATIENCE.as_secs())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+        /// Their numbers.
+        processes: String,
+    },
+}
+
+impl Cgroup {
+    /// Makes the sandbox's cgroup with these limits. After an error it is not there.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotUnified`] on a host without cgroup v2, else what the kernel refuses.
+    pub fn create(id: &SandboxId, limits: &Limits) -> Result<Self, CgroupError> {
+        if !Path::new(MOUNT).join("cgroup.controllers").exists() {
+            return Err(CgroupError::NotUnified);
+        }
+        let family = Path::new(MOUNT).join(FAMILY);
+        switch_on_controllers(Path::new(MOUNT))?;
+        match fs::DirBuilder::new().mode(0o755).create(&family) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &family, e)),
+            _ => switch_on_controllers(&family)?,
+        }
+        let cgroup = Self::of(id);
+        fs::DirBuilder::new().mode(0o755).create(&cgroup.path).map_err(|e| failed("make", &cgroup.path, e))?;
+        if let Err(error) = cgroup.limit(limits) {
+            let _ = fs::remove_dir(&cgroup.path);
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroup that this sandbox has or had, found by its name.
+    pub fn of(id: &SandboxId) -> Self {
+        Self { path: Path::new(MOUNT).join(FAMILY).join(id.as_str()) }
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its path from the root of the hierarchy, as the OCI runtime spec's `cgroupsPath` wants it.
+    pub fn path_in_hierarchy(&self) -> PathBuf {
+        Path::new("/").join(FAMILY).join(self.path.file_name().unwrap_or_default())
+    }
+
+    /// Moves a process into it.
+    ///
+    /// # Errors
+    /// What the kernel says, such as `ESRCH` for a process that has ended.
+    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        if let Some(memory) = limits.memory {
+            self.write("memory.max", &memory.0.to_string())?;
+            match self.write("memory.swap.max", "0") {
+                Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        if let Some(cpus) = limits.cpus {
+            let quota = u64::from(cpus.0).saturating_mul(PERIOD_USEC).div_ceil(1000).max(1000);
+            self.write("cpu.max", &format!("{quota} {PERIOD_USEC}"))?;
+        }
+        if let Some(pids) = limits.pids {
+            self.write("pids.max", &pids.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// What it uses now. A file that this kernel does not have is `None`.
+    pub fn usage(&self) -> Usage {
+        let number = |name: &str| fs::read_to_string(self.path.join(name)).ok()?.trim().parse().ok();
+        Usage {
+            memory_bytes: number("memory.current"),
+            memory_peak_bytes: number("memory.peak"),
+            cpu_usec: self.value("cpu.stat", "usage_usec"),
+            pids: number("pids.current"),
+        }
+    }
+
+    /// How many of its processes the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> Option<u64> {
+        self.value("memory.events", "oom_kill")
+    }
+
+    /// Kills every process in it, those that are being forked included.
+    ///
+    /// # Errors
+    /// What the kernel says; a cgroup that is not there is no error.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        match self.write("cgroup.kill", "1") {
+            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Kills what runs in it and removes it with all cgroups below. One that is not there is removed.
+    ///
+    /// # Errors
+    /// [`CgroupError::Busy`] if the kernel does not let go in time.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        self.kill()?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(500);
+        loop {
+            match remove_tree(&self.path) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(failed("remove", &self.path, e)),
+                Err(_) if Instant::now() > deadline => {
+                    let processes = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+                    return Err(CgroupError::Busy {
+                        path: self.path.clone(),
+                        processes: processes.split_whitespace().collect::<Vec<_>>().join(" "),
+                    });
+                }
+                Err(_) => std::thread::sleep(pause),
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), CgroupError> {
+        let path = self.path.join(name);
+        write_existing(&path, text).map_err(|e| failed("write", &path, e))
+    }
+
+    /// The number behind a key in a flat keyed file.
+    fn value(&self, name: &str, key: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.path.join(name)).ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '))?;
+        line.trim().parse().ok()
+    }
+}
+
+fn switch_on_controllers(folder: &Path) -> Result<(), CgroupError> {
+    let control = folder.join("cgroup.subtree_control");
+    let on = fs::read_to_string(&control).map_err(|e| failed("read", &control, e))?;
+    for controller in CONTROLLERS {
+        if !on.split_whitespace().any(|c| c == controller) {
+            write_existing(&control, &format!("+{controller}")).map_err(|source| CgroupError::Controller {
+                controller,
+                path: folder.to_owned(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes to a file that must be there: `fs::write` would try to create one.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::options().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> CgroupError {
+    CgroupError::File { operation, path: path.to_owned(), source }
+}
