@@ -1,1 +1,64 @@
-fn main() {}
+//! PID 1 of a microVM: prepares the machine, runs one command in a sandbox of its own, tells the host how it ended.
+//!
+//! It is the only file of the initial RAM file system. What it learns from the host it trusts; what the image brings it does not: every
+//! path of the image is walked from inside the image's root.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod boot;
+mod cgroup;
+mod host;
+mod inside;
+mod launch;
+mod program;
+mod root;
+mod stdio;
+mod supervise;
+mod sys;
+mod trouble;
+
+use duplex_wire::{FailureKind, ToHost, guest_exit};
+
+use crate::trouble::Trouble;
+
+fn main() {
+    let exit = match run() {
+        Ok(()) => guest_exit::SHUTDOWN,
+        Err(trouble) => {
+            trouble::to_console(&trouble);
+            guest_exit::AGENT_FAILED
+        }
+    };
+    sys::end_machine(exit);
+}
+
+/// The steps of a boot, in order. What needs no word from the host is done while the host's answer is on its way.
+fn run() -> Result<(), Trouble> {
+    boot::mount_kernel_interfaces()?;
+    let mut host = host::Host::connect()?;
+    match sandbox(&mut host) {
+        Ok(()) => {}
+        Err(trouble) => host.tell(&ToHost::StartFailed { kind: FailureKind::Other, text: trouble.chain() })?,
+    }
+    host.wait_for_the_end()
+}
+
+/// Runs the command that the host asks for, to its end.
+fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
+    boot::loopback_up()?;
+    let workload = cgroup::Workload::create()?;
+    let start = host.receive_start()?;
+    boot::seed_entropy(&start.seed)?;
+    boot::set_clock(start.realtime_ns)?;
+    boot::set_hostname(&start.hostname)?;
+    workload.limit(start.pids)?;
+    root::mount_image(&start.root)?;
+    match launch::launch(&start, &workload)? {
+        launch::Launched::Running(command) => {
+            host.tell(&ToHost::Started)?;
+            let ending = supervise::to_the_end(command, host)?;
+            host.tell(&ToHost::Exited { ending, oom: workload.had_oom_kill()? })
+        }
+        launch::Launched::Failed { kind, text } => host.tell(&ToHost::StartFailed { kind, text }),
+    }
+}

@@ -1,0 +1,85 @@
+//! The connection to the host: framed messages on one vsock stream.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use duplex_wire::{Decoder, HOST_CID, Start, ToGuest, ToHost, encode, port};
+
+use crate::sys;
+use crate::trouble::{Doing, Trouble};
+
+/// The host's end of the control stream.
+pub(crate) struct Host {
+    stream: File,
+    decoder: Decoder<ToGuest>,
+}
+
+/// What a look at the stream gave.
+pub(crate) enum Heard {
+    /// A message.
+    Message(ToGuest),
+    /// The host has ended the connection.
+    End,
+}
+
+impl Host {
+    /// Connects and says hello.
+    pub(crate) fn connect() -> Result<Self, Trouble> {
+        let stream = sys::vsock_connect(HOST_CID, port::CONTROL).doing(|| "reach the host".into())?;
+        let mut host = Self { stream: File::from(stream), decoder: Decoder::default() };
+        host.tell(&ToHost::Hello { agent: env!("CARGO_PKG_VERSION").to_owned() })?;
+        Ok(host)
+    }
+
+    /// Sends a message.
+    pub(crate) fn tell(&mut self, message: &ToHost) -> Result<(), Trouble> {
+        let frame = encode(message).map_err(|e| Trouble::new("encode a message", e))?;
+        self.stream.write_all(&frame).doing(|| "send the host a message".into())
+    }
+
+    /// Waits for the first message, which says what to run.
+    pub(crate) fn receive_start(&mut self) -> Result<Start, Trouble> {
+        match self.hear()? {
+            Heard::Message(ToGuest::Start(start)) => Ok(*start),
+            Heard::Message(_) => Err(Trouble::new("start", "the host's first message is not Start")),
+            Heard::End => Err(Trouble::new("start", "the host ended the connection")),
+        }
+    }
+
+    /// Waits for one message.
+    pub(crate) fn hear(&mut self) -> Result<Heard, Trouble> {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(message) = self.heard_already()? {
+                return Ok(Heard::Message(message));
+            }
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Ok(Heard::End),
+                Ok(count) => self.decoder.push(bytes.get(..count).unwrap_or(&[])),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Trouble::new("hear the host", e)),
+            }
+        }
+    }
+
+    /// A message that has arrived with an earlier one.
+    pub(crate) fn heard_already(&mut self) -> Result<Option<ToGuest>, Trouble> {
+        self.decoder.next_message().map_err(|e| Trouble::new("read the host's message", e))
+    }
+
+    /// Waits until the host ends the connection: it has read all that the command wrote, and the machine may go.
+    pub(crate) fn wait_for_the_end(&mut self) -> Result<(), Trouble> {
+        loop {
+            if matches!(self.hear()?, Heard::End) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl AsFd for Host {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

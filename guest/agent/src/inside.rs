@@ -1,0 +1,331 @@
+//! The way from a fresh process in new namespaces to the command: mounts, files, identity, privileges, exec. What Docker gives a container.
+
+use std::ffi::{CStr, CString};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use duplex_wire::{
+    Accounts, DEFAULT_OPEN_FILES, DEFAULT_PATH, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Start,
+    TerminalSize, environment,
+};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Uid, makedev, mknodat, symlinkat};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::launch::Channel;
+use crate::program::{self, Failure};
+use crate::stdio::ChildEnds;
+use crate::trouble::{Doing, Trouble};
+use crate::{root, sys};
+
+const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// File systems of every command: source, target, type, flags, options.
+const MOUNTS: [(&str, &str, &str, MountFlags, &CStr); 7] = [
+    ("proc", "/proc", "proc", SAFE, c""),
+    ("tmpfs", "/dev", "tmpfs", MountFlags::NOSUID, c"mode=755,size=65536k"),
+    (
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        c"newinstance,ptmxmode=0666,mode=0620,gid=5",
+    ),
+    ("shm", "/dev/shm", "tmpfs", SAFE, c"mode=1777,size=65536k"),
+    ("mqueue", "/dev/mqueue", "mqueue", SAFE, c""),
+    ("sysfs", "/sys", "sysfs", SAFE.union(MountFlags::RDONLY), c""),
+    ("cgroup", "/sys/fs/cgroup", "cgroup2", SAFE.union(MountFlags::RDONLY), c""),
+];
+
+/// Device nodes: name, major, minor (devices.txt).
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Links in `/dev`: name and target.
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// What Docker hides: files become empty, folders too.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+
+/// What Docker makes read-only.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::new(FailureKind::Other, trouble.chain())
+    }
+}
+
+/// Becomes the command. Returns only if that fails.
+pub(crate) fn become_command(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Failure {
+    match prepare(start, ends, channel) {
+        Ok(command) => {
+            program::refused(&command.name, sys::execute(&command.path, &command.args, &command.environment))
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// All that execve(2) takes.
+struct Command {
+    name: String,
+    path: CString,
+    args: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+fn prepare(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Result<Command, Failure> {
+    let process = &start.process;
+    root::enter()?;
+    mount_all()?;
+    make_devices()?;
+    write_network_files(start)?;
+    close_kernel_interfaces()?;
+    let identity = find_identity(process)?;
+    enter_working_folder(&process.cwd)?;
+    if start.root.read_only {
+        close_root()?;
+    }
+    rustix::process::setsid().doing(|| "make a session".into())?;
+    match (ends, process.terminal) {
+        (Some(ends), _) => take_streams(ends, &identity)?,
+        (None, size) => take_terminal(size.unwrap_or_default(), &identity, channel)?,
+    }
+    drop_privileges(process, &identity)?;
+    command(start, &identity)
+}
+
+fn mount_all() -> Result<(), Trouble> {
+    for (source, target, kind, flags, options) in MOUNTS {
+        make_folder(target)?;
+        mount(source, target, kind, flags, options).doing(|| format!("mount {target} in the image"))?;
+    }
+    Ok(())
+}
+
+/// Makes a folder and those above it where they are missing.
+fn make_folder(path: &str) -> Result<(), Trouble> {
+    std::fs::create_dir_all(path).doing(|| format!("make the folder {path} in the image"))
+}
+
+fn make_devices() -> Result<(), Trouble> {
+    for (name, major, minor) in DEVICES {
+        let path = format!("/dev/{name}");
+        mknodat(CWD, &path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
+            .doing(|| format!("make {path}"))?;
+    }
+    for (name, target) in LINKS {
+        symlinkat(target, CWD, format!("/dev/{name}")).doing(|| format!("link /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// Replaces the files that a container engine gives every container.
+fn write_network_files(start: &Start) -> Result<(), Trouble> {
+    let hostname = format!("{}\n", start.hostname);
+    let files = [("/etc/hosts", &start.hosts), ("/etc/hostname", &hostname), ("/etc/resolv.conf", &start.resolv_conf)];
+    make_folder("/etc")?;
+    for (path, content) in files {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Trouble::new(format!("replace {path}"), e));
+            }
+            _ => {}
+        }
+        std::fs::write(path, content).doing(|| format!("write {path}"))?;
+    }
+    Ok(())
+}
+
+/// Hides and closes what the kernel shows of itself, as Docker does.
+fn close_kernel_interfaces() -> Result<(), Trouble> {
+    for path in MASKED {
+        let Ok(found) = rustix::fs::stat(path) else { continue };
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            mount("tmpfs", path, "tmpfs", SAFE | MountFlags::RDONLY, c"size=0k").doing(|| format!("hide {path}"))?;
+        } else {
+            mount_bind("/dev/null", path).doing(|| format!("hide {path}"))?;
+        }
+    }
+    for path in READ_ONLY {
+        if rustix::fs::stat(path).is_err() {
+            continue;
+        }
+        mount_bind(path, path).doing(|| format!("bind {path}"))?;
+        mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | SAFE, "").doing(|| format!("close {path}"))?;
+    }
+    Ok(())
+}
+
+fn close_root() -> Result<(), Trouble> {
+    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, "").doing(|| "make the root read-only".into())
+}
+
+/// Looks user and groups up in the image's own files.
+fn find_identity(process: &ProcessSpec) -> Result<Identity, Failure> {
+    let (passwd, group) = (read_accounts("/etc/passwd")?, read_accounts("/etc/group")?);
+    Identity::resolve(&process.user, Accounts { passwd: &passwd, group: &group })
+        .map_err(|e| Failure::new(FailureKind::Other, e.to_string()))
+}
+
+/// A regular file's content up to one byte more than [`Identity::resolve`] takes; nothing where there is none.
+fn read_accounts(path: &str) -> Result<Vec<u8>, Trouble> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return Ok(Vec::new()) };
+    let found = rustix::fs::fstat(&file).doing(|| format!("look at {path}"))?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(Trouble::new(format!("read the image's {path}"), "it is not a file"));
+    }
+    let mut content = Vec::new();
+    let most = u64::try_from(MAX_ACCOUNTS_FILE).unwrap_or(u64::MAX).saturating_add(1);
+    std::fs::File::from(file).take(most).read_to_end(&mut content).doing(|| format!("read {path}"))?;
+    Ok(content)
+}
+
+fn enter_working_folder(cwd: &str) -> Result<(), Trouble> {
+    let cwd = if cwd.is_empty() { "/" } else { cwd };
+    make_folder(cwd)?;
+    rustix::process::chdir(cwd).doing(|| format!("enter the working folder {cwd}"))
+}
+
+/// Makes the pipes the standard streams. They belong to the user, so that it can open `/dev/stdout` again.
+fn take_streams(ends: ChildEnds, identity: &Identity) -> Result<(), Trouble> {
+    let owner = Some(Uid::from_raw(identity.uid));
+    let stdin = match ends.stdin {
+        Some(pipe) => pipe,
+        None => rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| "open /dev/null".into())?,
+    };
+    for pipe in [&ends.stdout, &ends.stderr] {
+        rustix::fs::fchown(pipe, owner, None).doing(|| "give the user its output".into())?;
+    }
+    if FileType::from_raw_mode(rustix::fs::fstat(&stdin).doing(|| "look at the input".into())?.st_mode)
+        == FileType::Fifo
+    {
+        rustix::fs::fchown(&stdin, owner, None).doing(|| "give the user its input".into())?;
+    }
+    take(&stdin, &ends.stdout, &ends.stderr)
+}
+
+/// Makes a terminal of the command's own devpts the standard streams and the controlling terminal; its master goes to the agent.
+fn take_terminal(size: TerminalSize, identity: &Identity, channel: &Channel) -> Result<(), Trouble> {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).doing(|| "open a terminal".into())?;
+    unlockpt(&master).doing(|| "unlock the terminal".into())?;
+    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = ioctl_tiocgptpeer(&master, peer).doing(|| "open the terminal's other end".into())?;
+    set_terminal_size(&master, size)?;
+    rustix::fs::fchown(&slave, Some(Uid::from_raw(identity.uid)), None)
+        .doing(|| "give the user the terminal".into())?;
+    rustix::process::ioctl_tiocsctty(&slave).doing(|| "take the terminal".into())?;
+    make_console(&master)?;
+    channel.send_terminal(&master)?;
+    take(&slave, &slave, &slave)
+}
+
+/// `/dev/console` is the terminal, as in a container.
+fn make_console(master: &OwnedFd) -> Result<(), Trouble> {
+    let flags = OFlags::CREATE | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/console", flags, Mode::from_raw_mode(0o600)).doing(|| "make /dev/console".into())?;
+    let name = rustix::pty::ptsname(master, Vec::new()).doing(|| "name the terminal".into())?;
+    mount_bind(&name, "/dev/console").doing(|| "bind /dev/console".into())
+}
+
+/// Sets a terminal's size; 0 x 0 leaves it unknown.
+pub(crate) fn set_terminal_size(terminal: impl AsFd, size: TerminalSize) -> Result<(), Trouble> {
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).doing(|| "set the terminal's size".into())
+}
+
+fn take(stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), Trouble> {
+    rustix::stdio::dup2_stdin(stdin)
+        .and_then(|()| rustix::stdio::dup2_stdout(stdout))
+        .and_then(|()| rustix::stdio::dup2_stderr(stderr))
+        .doing(|| "connect the standard streams".into())
+}
+
+/// Resource limits, capabilities and user. Order matters: the bounding set needs CAP_SETPCAP, the user needs CAP_SETUID, and the sets of
+/// root are cut last.
+fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Trouble> {
+    let (soft, hard) = DEFAULT_OPEN_FILES;
+    let files = Rlimit { current: Some(soft), maximum: Some(hard) };
+    rustix::process::setrlimit(Resource::Nofile, files).doing(|| "limit open files".into())?;
+    let unlimited = Rlimit { current: None, maximum: None };
+    rustix::process::setrlimit(Resource::Nproc, unlimited).doing(|| "lift the limit of processes".into())?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let kept = process.capabilities.iter().filter(|c| c.0 < 64).fold(0_u64, |set, c| set | 1 << c.0);
+    drop_bounding_set(kept)?;
+    rustix::thread::clear_ambient_capability_set().doing(|| "clear the ambient capabilities".into())?;
+    sys::set_identity(identity.uid, identity.gid, &identity.groups)
+        .doing(|| format!("become user {} and group {}", identity.uid, identity.gid))?;
+    let kept = CapabilitySet::from_bits_retain(if identity.uid == 0 { kept } else { 0 });
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).doing(|| "set the capabilities".into())?;
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).doing(|| "forbid new privileges".into())?;
+    }
+    Ok(())
+}
+
+fn drop_bounding_set(kept: u64) -> Result<(), Trouble> {
+    for number in 0..64_u32 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept & capability.bits() != 0 {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Past the kernel's last capability (capabilities(7), "cap_last_cap").
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(e) => return Err(e).doing(|| format!("drop capability {number}")),
+        }
+    }
+    Ok(())
+}
+
+fn command(start: &Start, identity: &Identity) -> Result<Command, Failure> {
+    let environment = environment(&start.process, &start.hostname, identity);
+    let path = environment.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let name =
+        start.process.args.first().ok_or_else(|| Failure::new(FailureKind::Other, "There is no command to run"))?;
+    let strings = |texts: &[String]| texts.iter().map(|t| CString::new(t.as_str())).collect::<Result<Vec<_>, _>>();
+    let nul = |_| Failure::new(FailureKind::Other, "An argument or a variable of the command has a NUL byte");
+    Ok(Command {
+        path: program::find(name, path)?,
+        args: strings(&start.process.args).map_err(nul)?,
+        name: name.clone(),
+        environment: strings(&environment).map_err(nul)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accounts_reader_takes_only_files() {
+        assert!(!read_accounts("/etc/passwd").unwrap().is_empty());
+        assert!(read_accounts("/no/such").unwrap().is_empty());
+        assert!(read_accounts("/dev/zero").is_err());
+        assert!(read_accounts("/etc").is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! The command's standard streams: pipes or a terminal inside, vsock streams to the host, a thread for each that moves the bytes.
+//!
+//! Pipes and not the vsock sockets themselves: a program that opens `/dev/stdout` again can open a pipe, and not a socket.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::thread::{Builder, JoinHandle};
+
+use duplex_wire::{HOST_CID, ProcessSpec, port};
+use rustix::net::{Shutdown, shutdown};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::sys;
+use crate::trouble::{Doing, Trouble};
+
+/// Bytes moved at once: what a pipe holds.
+const CHUNK: usize = 64 << 10;
+
+/// Stack of a thread that only moves bytes.
+const STACK: usize = 32 << 10;
+
+/// The command's ends of its pipes.
+pub(crate) struct ChildEnds {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// The agent's ends.
+pub(crate) enum AgentEnds {
+    /// Of three pipes.
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    /// Of a terminal whose master the command's process has yet to send.
+    Terminal { stdin: bool },
+}
+
+/// The streams to the host.
+pub(crate) struct HostEnds {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+/// The threads that move the command's output. Each ends when the last holder of the stream's other end is gone.
+pub(crate) struct Output(Vec<JoinHandle<()>>);
+
+/// Makes the pipes, unless the command has a terminal.
+pub(crate) fn pipes(process: &ProcessSpec) -> Result<(Option<ChildEnds>, AgentEnds), Trouble> {
+    if process.terminal.is_some() {
+        return Ok((None, AgentEnds::Terminal { stdin: process.stdin }));
+    }
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".into());
+    let (stdin_child, stdin) = if process.stdin { pipe().map(|(r, w)| (Some(r), Some(w)))? } else { (None, None) };
+    let ((stdout, stdout_child), (stderr, stderr_child)) = (pipe()?, pipe()?);
+    let child = ChildEnds { stdin: stdin_child, stdout: stdout_child, stderr: stderr_child };
+    Ok((Some(child), AgentEnds::Pipes { stdin, stdout, stderr }))
+}
+
+impl HostEnds {
+    /// Connects the streams that this process needs.
+    pub(crate) fn connect(process: &ProcessSpec) -> Result<Self, Trouble> {
+        let connect = |port| sys::vsock_connect(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
+        Ok(Self {
+            stdin: process.stdin.then(|| connect(port::STDIN)).transpose()?,
+            stdout: connect(port::STDOUT)?,
+            stderr: process.terminal.is_none().then(|| connect(port::STDERR)).transpose()?,
+        })
+    }
+}
+
+impl AgentEnds {
+    /// Starts to move bytes. `terminal` is the master of the command's terminal, if it has one.
+    pub(crate) fn connect(self, host: HostEnds, terminal: Option<&OwnedFd>) -> Result<Output, Trouble> {
+        let mut output = Vec::new();
+        match (self, terminal) {
+            (Self::Pipes { stdin, stdout, stderr }, _) => {
+                if let (Some(from), Some(to)) = (host.stdin, stdin) {
+                    thread("stdin", move || to_command(from, to))?;
+                }
+                output.push(thread("stdout", move || to_host(stdout, host.stdout))?);
+                if let Some(to) = host.stderr {
+                    output.push(thread("stderr", move || to_host(stderr, to))?);
+                }
+            }
+            (Self::Terminal { stdin }, Some(master)) => {
+                let again = |fd: &OwnedFd| fd.try_clone().doing(|| "duplicate the terminal".into());
+                if let (true, Some(from)) = (stdin, host.stdin) {
+                    let to = again(master)?;
+                    thread("terminal in", move || to_command(from, to))?;
+                }
+                let from = again(master)?;
+                output.push(thread("terminal out", move || to_host(from, host.stdout))?);
+            }
+            (Self::Terminal { .. }, None) => {
+                return Err(Trouble::new("connect the terminal", "the command's process did not send it"));
+            }
+        }
+        Ok(Output(output))
+    }
+}
+
+impl Output {
+    /// Waits until the last byte is with the host, or the host wants no more.
+    pub(crate) fn flush(self) {
+        for thread in self.0 {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Trouble> {
+    Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body).doing(|| format!("start the {name} thread"))
+}
+
+/// The host's bytes go to the command. The command sees the end of its input when the host's has come; when it closes its input, the
+/// host is told to send no more.
+fn to_command(from: OwnedFd, to: OwnedFd) {
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    copy(&mut from, &mut to);
+    drop(to);
+    let _ = shutdown(&from, Shutdown::Both);
+}
+
+/// The command's bytes go to the host. When the host wants no more, the command's next write fails, as it would on the host.
+fn to_host(from: OwnedFd, to: OwnedFd) {
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    copy(&mut from, &mut to);
+    drop(from);
+    let _ = shutdown(&to, Shutdown::Write);
+    // The host's end of the stream closes after it has read all. Keeping this end open until then keeps the kernel from dropping bytes.
+    std::mem::forget(to);
+}
+
+/// Moves bytes until either side ends. A terminal whose command has gone answers reads with EIO: that is its end.
+fn copy(from: &mut impl Read, to: &mut impl Write) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => {
+                if to.write_all(buffer.get(..count).unwrap_or(&[])).is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn bytes_and_ends_travel_both_ways() {
+        let process = ProcessSpec { stdin: true, ..ProcessSpec::default() };
+        let (child, agent) = pipes(&process).unwrap();
+        let child = child.unwrap();
+        let ((mut stdin, a), (mut stdout, b), (mut stderr, c)) =
+            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let host = HostEnds { stdin: Some(a.into()), stdout: b.into(), stderr: Some(c.into()) };
+        let output = agent.connect(host, None).unwrap();
+
+        let echo = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            File::from(child.stdin.unwrap()).read_to_end(&mut bytes).unwrap();
+            File::from(child.stdout).write_all(&bytes).unwrap();
+            File::from(child.stderr).write_all(b"done").unwrap();
+        });
+        let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let writer = {
+            let sent = sent.clone();
+            std::thread::spawn(move || {
+                stdin.write_all(&sent).unwrap();
+                stdin.shutdown(std::net::Shutdown::Write).unwrap();
+            })
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        stdout.read_to_end(&mut out).unwrap();
+        stderr.read_to_end(&mut err).unwrap();
+        output.flush();
+        writer.join().unwrap();
+        echo.join().unwrap();
+        assert!(out == sent);
+        assert_eq!(err, b"done");
+    }
+
+    #[test]
+    fn a_command_whose_reader_is_gone_gets_epipe() {
+        let (child, agent) = pipes(&ProcessSpec::default()).unwrap();
+        let child = child.unwrap();
+        let ((stdout, b), (_stderr, c)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let host = HostEnds { stdin: None, stdout: b.into(), stderr: Some(c.into()) };
+        let _output = agent.connect(host, None).unwrap();
+        drop(stdout);
+        let mut out = File::from(child.stdout);
+        let error = loop {
+            if let Err(e) = out.write_all(&[0; 4096]) {
+                break e;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,170 @@
+//! System calls and instructions that rustix lacks: the only unsafe code of the agent.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use duplex_wire::EXIT_PORT;
+use rustix::io::Errno;
+
+/// RNDADDENTROPY of random(4): `_IOW('R', 3, int[2])`.
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+
+/// Turns the result of a libc call into a result.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A size of a C struct or array as the kernel takes it.
+fn size_of_socklen<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(libc::socklen_t::MAX)
+}
+
+/// A vsock stream to `port` of `cid` (vsock(7)).
+pub(crate) fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes no pointer.
+    let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `fd` was just made by the kernel and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all zeroes is a valid sockaddr_vm: it is made of integers.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).unwrap_or_default();
+    address.svm_cid = cid;
+    address.svm_port = port;
+    let pointer = (&raw const address).cast::<libc::sockaddr>();
+    // SAFETY: `pointer` and the size describe `address`, which lives through the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), pointer, size_of_socklen::<libc::sockaddr_vm>()) })?;
+    Ok(socket)
+}
+
+/// Adds a seed to the kernel's random generator and counts all its bits.
+pub(crate) fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    let device = std::fs::File::open("/dev/random")?;
+    let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
+    let bits = i32::try_from(seed.len().saturating_mul(8)).map_err(|_| too_long())?;
+    let bytes = i32::try_from(seed.len()).map_err(|_| too_long())?;
+    // struct rand_pool_info: two ints, then the bytes.
+    let mut info = bits.to_ne_bytes().to_vec();
+    info.extend_from_slice(&bytes.to_ne_bytes());
+    info.extend_from_slice(seed);
+    let mut words = vec![0_u32; info.len().div_ceil(4)];
+    for (word, chunk) in words.iter_mut().zip(info.chunks(4)) {
+        let mut four = [0; 4];
+        four[..chunk.len()].copy_from_slice(chunk);
+        *word = u32::from_ne_bytes(four);
+    }
+    // SAFETY: the request reads `bytes` bytes behind the two ints, all inside `words`, which is aligned for ints and lives through the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, words.as_ptr()) }).map(|_| ())
+}
+
+/// Sets IFF_UP of a network interface (netdevice(7)).
+pub(crate) fn interface_up(name: &str) -> io::Result<()> {
+    // SAFETY: socket(2) takes no pointer.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `fd` was just made by the kernel and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all zeroes is a valid ifreq: it is made of integers and a union of them.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which `request` is and which lives through the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(|_| ())
+}
+
+/// Which side of a birth the caller is on.
+pub(crate) enum Born {
+    /// The parent, with a handle of the child.
+    Parent(OwnedFd),
+    /// The child.
+    Child,
+}
+
+/// clone3(2) of a process in new namespaces (pid, mount, ipc, uts, cgroup) and in the cgroup whose folder is given. Call it while the
+/// process has one thread: the child goes on with a copy of everything, locks included.
+pub(crate) fn give_birth(cgroup: BorrowedFd<'_>) -> io::Result<Born> {
+    let namespaces =
+        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let flags = u64::from(namespaces.cast_unsigned() | libc::CLONE_PIDFD.cast_unsigned());
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all zeroes is a valid clone_args: it is made of integers.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | CLONE_INTO_CGROUP;
+    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    // SAFETY: `args` and `pidfd` live through the call; no CLONE_VM, so the child runs on its own copy of this stack.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match result {
+        0 => Ok(Born::Child),
+        // SAFETY: with CLONE_PIDFD the kernel has written a new descriptor that nothing else owns.
+        pid if pid > 0 => Ok(Born::Parent(unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// CLONE_INTO_CGROUP of clone(2), which has 33 bits.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Sets supplementary groups, group and user of the calling process, which has one thread.
+pub(crate) fn set_identity(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `groups`, which lives through the call.
+    check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
+    // SAFETY: setresgid(2) takes no pointer.
+    check(unsafe { libc::setresgid(gid, gid, gid) })?;
+    // SAFETY: setresuid(2) takes no pointer.
+    check(unsafe { libc::setresuid(uid, uid, uid) })?;
+    Ok(())
+}
+
+/// Replaces the calling process. All signals get their default action and none is blocked. Returns only why it failed.
+pub(crate) fn execute(path: &CStr, args: &[CString], environment: &[CString]) -> Errno {
+    let pointers = |strings: &[CString]| {
+        let list = strings.iter().map(|s| s.as_ptr());
+        list.chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+    };
+    let (args, environment) = (pointers(args), pointers(environment));
+    // SAFETY: SIG_DFL is a valid action; the Rust runtime ignores SIGPIPE and no other signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: all zeroes is a valid, empty signal set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` lives through the call; the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    // SAFETY: both lists end with a null pointer, and the strings they point to live through the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), environment.as_ptr()) };
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// Ends a process that could not become the command.
+pub(crate) fn leave() -> ! {
+    // SAFETY: _exit(2) runs no handler and never returns.
+    unsafe { libc::_exit(1) }
+}
+
+/// Sends any signal, real-time ones included, to the process behind a pidfd.
+pub(crate) fn signal(process: &OwnedFd, signal: u8) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed (pidfd_send_signal(2)); the descriptor is open.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::c_int::from(signal), info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Ends the machine: writes the byte to [`EXIT_PORT`], where the monitor waits for it. Resets the machine if the monitor does not listen.
+pub(crate) fn end_machine(exit: u8) -> ! {
+    let port = libc::c_ulong::from(EXIT_PORT);
+    // SAFETY: ioperm(2) takes no pointer.
+    let allowed = unsafe { libc::ioperm(port, 1, 1) };
+    if allowed == 0 {
+        // SAFETY: ioperm allowed this port; `out` touches no memory and no flag.
+        unsafe {
+            std::arch::asm!("out dx, al", in("dx") EXIT_PORT, in("al") exit, options(nomem, nostack, preserves_flags))
+        };
+    }
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    loop {
+        std::thread::park();
+    }
+}
