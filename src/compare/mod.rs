@@ -1,1 +1,36 @@
-//! The same image and command in both isolations, measured.
+//! The same image and command in several arms, measured: one command, same digest, same limits, same meters outside the sandbox.
+//!
+//! ```text
+//! plan -> controls -> timed rounds -> memory rounds -> record -> table, JSON
+//!              \------------\-------------\-- Runner (spawn: `duplex run` children as a user starts them)
+//! ```
+//!
+//! Nothing here knows an engine: an arm is words on a command line. What an arm cannot measure is absent, never zero.
+
+mod agree;
+mod control;
+mod drive;
+mod facts;
+mod meters;
+mod plan;
+mod random;
+mod record;
+mod runner;
+mod schedule;
+mod spawn;
+mod stats;
+mod table;
+mod verdict;
+
+pub use agree::{Captured, Disagreement, Stream};
+pub use control::{Control, Evidence};
+pub use drive::{CompareError, Given, Step, compare};
+pub use facts::{HostFacts, host_facts};
+pub use meters::MemorySample;
+pub use plan::{Arm, ArmError, Plan, arms};
+pub use record::{ArmRecord, Comparison, MemoryRun, Record, Run, SCHEMA, Summary};
+pub use runner::{Observation, Runner, RunnerError, Trace};
+pub use spawn::{Interrupt, Spawner};
+pub use stats::{Ratio, Spread};
+pub use table::table;
+pub use verdict::Verdict;

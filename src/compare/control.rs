@@ -1,0 +1,149 @@
+//! Proof that an arm is what it says: an own kernel or the host's, and the limits in force. An arm without the proof is refused.
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Arm, Plan};
+use crate::spec::{Isolation, MIB};
+
+/// The files that a sandbox shows of itself for the proof, and what [`Evidence::from_inside`] reads.
+pub(super) const INSIDE: [&str; 4] =
+    ["/proc/sys/kernel/random/boot_id", "/proc/self/status", "/proc/meminfo", "/proc/cpuinfo"];
+
+/// What was seen of one sandbox. What could not be seen is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// Boot id inside.
+    pub boot_id: Option<String>,
+    /// Process id of the command inside.
+    pub pid: Option<u32>,
+    /// `MemTotal` inside, in bytes.
+    pub memory_total: Option<u64>,
+    /// Processors inside.
+    pub processors: Option<u32>,
+    /// `memory.max` of the sandbox's cgroup, in bytes.
+    pub memory_max: Option<u64>,
+    /// `cpu.max` of the sandbox's cgroup, in thousandths of a processor.
+    pub cpu_max: Option<u64>,
+}
+
+impl Evidence {
+    /// Reads the contents of [`INSIDE`], one behind the other.
+    pub fn from_inside(text: &str) -> Self {
+        let value = |key: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(key)?.strip_prefix(':')?.split_whitespace().next().map(str::to_owned))
+        };
+        let uuid = |l: &&str| l.len() == 36 && l.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        let processors = text.lines().filter(|l| l.starts_with("processor") && l.contains(':')).count();
+        Self {
+            boot_id: text.lines().find(uuid).map(str::to_owned),
+            pid: value("Pid").and_then(|v| v.parse().ok()),
+            memory_total: value("MemTotal").and_then(|v| v.parse::<u64>().ok()?.checked_mul(1024)),
+            processors: u32::try_from(processors).ok().filter(|n| *n > 0),
+            memory_max: None,
+            cpu_max: None,
+        }
+    }
+
+    /// Adds the contents of the sandbox's `memory.max` and `cpu.max` (cgroup v2, "Controllers").
+    pub fn with_limits(mut self, memory_max: Option<&str>, cpu_max: Option<&str>) -> Self {
+        self.memory_max = memory_max.and_then(|t| t.trim().parse().ok());
+        self.cpu_max = cpu_max.and_then(|t| {
+            let (quota, period) = t.trim().split_once(' ')?;
+            quota.parse::<u64>().ok()?.checked_mul(1000)?.checked_div(period.parse().ok()?)
+        });
+        self
+    }
+}
+
+/// One proof.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// What is proved.
+    pub name: String,
+    /// What must be.
+    pub expected: String,
+    /// What is.
+    pub found: String,
+    /// Whether that is as it must be.
+    pub passed: bool,
+}
+
+fn control<T: std::fmt::Display>(
+    name: &str,
+    expected: String,
+    found: Option<T>,
+    holds: impl Fn(&T) -> bool,
+) -> Control {
+    let passed = found.as_ref().is_some_and(holds);
+    let found = found.map_or_else(|| "not seen".to_owned(), |f| f.to_string());
+    Control { name: name.to_owned(), expected, found, passed }
+}
+
+/// The proofs of this arm.
+pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Evidence) -> Vec<Control> {
+    let boot_id = evidence.boot_id.clone();
+    let host = host_boot_id.trim().to_owned();
+    let memory = plan.memory.0;
+    let cpus = u64::from(plan.cpus.0);
+    match arm.isolation {
+        Isolation::MicroVm => vec![
+            control("own kernel", format!("a boot id that is not {host}"), boot_id, |id| *id != host),
+            control("memory", format!("{} to {memory} bytes in all", memory / 2), evidence.memory_total, |total| {
+                (memory / 2..=memory.next_multiple_of(MIB)).contains(total)
+            }),
+            control("processors", plan.cpus.ceil().to_string(), evidence.processors, |n| *n == plan.cpus.ceil()),
+        ],
+        Isolation::Container => vec![
+            control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
+            control("own process ids", "process 1".to_owned(), evidence.pid, |pid| *pid == 1),
+            control("memory limit", format!("{memory} bytes"), evidence.memory_max, |max| {
+                max.abs_diff(memory) < 64 << 10
+            }),
+            control("processor limit", format!("{cpus} thousandths"), evidence.cpu_max, |max| max.abs_diff(cpus) <= 1),
+        ],
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) const BOOT_ID: &str = "0d1a0b3c-1111-2222-3333-444455556666";
+
+    fn plan() -> Plan {
+        super::super::drive::tests::plan()
+    }
+
+    fn text(boot_id: &str, pid: u32, kib: u64) -> String {
+        format!(
+            "{boot_id}\nName:\tcat\nPid:\t{pid}\nNSpid:\t99\t{pid}\nMemTotal:  {kib} kB\nprocessor\t: 0\nmodel name\t: x\n"
+        )
+    }
+
+    fn failed(isolation: Isolation, evidence: &Evidence) -> Vec<String> {
+        let arm = Arm { name: "a".into(), isolation, kernel: None, read_only: false };
+        controls(&arm, &plan(), BOOT_ID, evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
+    }
+
+    #[test]
+    fn a_microvm_has_its_own_kernel_and_size() {
+        let other = BOOT_ID.replace('0', "9");
+        let good = Evidence::from_inside(&text(&other, 7, 490_000));
+        assert_eq!(failed(Isolation::MicroVm, &good), [""; 0]);
+        let host = Evidence::from_inside(&text(BOOT_ID, 7, 24_000_000));
+        assert_eq!(failed(Isolation::MicroVm, &host), ["own kernel", "memory"]);
+        assert_eq!(failed(Isolation::MicroVm, &Evidence::default()), ["own kernel", "memory", "processors"]);
+    }
+
+    #[test]
+    fn a_container_has_the_hosts_kernel_own_pids_and_limits() {
+        let inside = Evidence::from_inside(&text(BOOT_ID, 1, 24_000_000));
+        let good = inside.clone().with_limits(Some("536870912\n"), Some("100000 100000\n"));
+        assert_eq!(failed(Isolation::Container, &good), [""; 0]);
+        let unlimited = inside.with_limits(Some("max\n"), Some("max 100000\n"));
+        assert_eq!(failed(Isolation::Container, &unlimited), ["memory limit", "processor limit"]);
+        let host = Evidence::from_inside(&text(BOOT_ID, 4711, 1)).with_limits(Some("536870912"), Some("50000 50000"));
+        assert_eq!(failed(Isolation::Container, &host), ["own process ids"]);
+    }
+}

@@ -1,0 +1,295 @@
+//! One comparison from plan to record.
+
+use std::collections::BTreeMap;
+
+use super::agree::{Deed, Disagreement, disagreement};
+use super::control::{Control, controls};
+use super::facts::HostFacts;
+use super::plan::{Arm, Plan};
+use super::random::Random;
+use super::record::{
+    ArmRecord, Build, ImageRecord, LimitsRecord, MemoryRun, Record, Rounds, Run, SCHEMA, Summary, comparisons,
+};
+use super::runner::{Observation, Runner, RunnerError};
+use super::schedule::rounds;
+use super::stats::rounded;
+use crate::spec::{Digest, Isolation, Moment};
+
+/// What the caller knows and a plan does not say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given {
+    /// The program that measures.
+    pub build: Build,
+    /// The host.
+    pub host: HostFacts,
+    /// Boot id of the host.
+    pub boot_id: String,
+    /// Now, in seconds since 1970.
+    pub now_unix_s: u64,
+    /// Bytes on disk by isolation and part.
+    pub disk_bytes: BTreeMap<Isolation, BTreeMap<String, u64>>,
+}
+
+/// What is being done, for who watches.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The proofs of an arm begin.
+    Controls(String),
+    /// A timed round is over: its number from 1, how many there are, and the arms' times to the end in milliseconds.
+    Timed(u32, u32, Vec<(String, f64)>),
+    /// A memory round is over: its number from 1 and how many there are.
+    Memory(u32, u32),
+}
+
+/// Why there is no comparison.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// An arm does not run.
+    #[error("Cannot run arm '{arm}' ({what})")]
+    Arm {
+        /// The arm.
+        arm: String,
+        /// Which of its runs.
+        what: String,
+        /// Why.
+        #[source]
+        source: RunnerError,
+    },
+    /// Arms, or runs of one arm, did different things.
+    #[error("The runs did not do the same, so their times say nothing (--allow-difference compares them all the same)")]
+    Differ(#[source] Disagreement),
+    /// An arm ran another image.
+    #[error("Arm '{arm}' ran image {found}, not {expected}: do not change the image's name while it is measured")]
+    Image {
+        /// The arm.
+        arm: String,
+        /// What it ran.
+        found: Digest,
+        /// What it should run.
+        expected: Digest,
+    },
+    /// An arm's setting did not take.
+    #[error("Arm '{arm}' is not what it says: {} is {}, and must be {}", control.name, control.found, control.expected)]
+    Control {
+        /// The arm.
+        arm: String,
+        /// The proof that failed.
+        control: Control,
+    },
+}
+
+impl CompareError {
+    /// The arms ran and are not comparable, as opposed to not having run.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Arm { .. })
+    }
+}
+
+/// Proves the arms, runs the rounds and makes the record.
+pub fn compare(
+    plan: &Plan,
+    given: &Given,
+    runner: &mut dyn Runner,
+    watch: &mut dyn FnMut(&Step),
+) -> Result<Record, CompareError> {
+    let mut random = Random::new(plan.seed);
+    let mut arms = Vec::new();
+    for arm in &plan.arms {
+        watch(&Step::Controls(arm.name.clone()));
+        arms.push(proved(arm, plan, given, runner)?);
+    }
+    let mut agreement = Agreement::default();
+    let order =
+        timed(plan, runner, watch, &mut Under { arms: &mut arms, agreement: &mut agreement, random: &mut random })?;
+    measured(plan, runner, watch, &mut Under { arms: &mut arms, agreement: &mut agreement, random: &mut random })?;
+    arms.iter_mut().for_each(ArmRecord::summarize);
+    let mut unequal = unequal(plan);
+    unequal.extend(agreement.allowed.iter().map(ToString::to_string));
+    Ok(Record {
+        schema: SCHEMA.to_owned(),
+        duplex: given.build.clone(),
+        began_unix_s: given.now_unix_s,
+        host: given.host.clone(),
+        image: ImageRecord { reference: plan.reference.clone(), digest: plan.image.clone() },
+        command: plan.command.clone(),
+        limits: LimitsRecord { memory_bytes: plan.memory.0, cpus: f64::from(plan.cpus.0) / 1000.0 },
+        rounds: Rounds { timed: plan.runs, warmup: plan.warmup, memory: plan.memory_runs },
+        seed: plan.seed,
+        order: order.iter().map(|round| round.iter().map(|at| plan.arms[*at].name.clone()).collect()).collect(),
+        unequal,
+        comparisons: comparisons(&arms, plan.seed),
+        arms,
+    })
+}
+
+/// What the rounds work on.
+struct Under<'a> {
+    arms: &'a mut [ArmRecord],
+    agreement: &'a mut Agreement,
+    random: &'a mut Random,
+}
+
+/// The deed that all runs must repeat, and differences that the plan allows.
+#[derive(Default)]
+struct Agreement {
+    first: Option<(String, Deed)>,
+    allowed: Vec<Disagreement>,
+}
+
+impl Agreement {
+    /// Holds a run against the first one.
+    fn hold(&mut self, plan: &Plan, arm: &Arm, run: String, seen: &Observation) -> Result<(), CompareError> {
+        if seen.image != plan.image {
+            let (arm, found) = (arm.name.clone(), seen.image.clone());
+            return Err(CompareError::Image { arm, found, expected: plan.image.clone() });
+        }
+        let Some((first_run, first)) = &self.first else {
+            self.first = Some((run, seen.deed.clone()));
+            return Ok(());
+        };
+        match disagreement((first_run, first), (&run, &seen.deed)) {
+            Some(found) if !plan.allow_difference => Err(CompareError::Differ(found)),
+            Some(found) => {
+                if self.allowed.is_empty() {
+                    self.allowed.push(found);
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Result<ArmRecord, CompareError> {
+    let evidence = runner.evidence(arm).map_err(|e| failed(arm, "proof of its settings".to_owned(), e))?;
+    let controls = controls(arm, plan, &given.boot_id, &evidence);
+    if let Some(control) = controls.iter().find(|c| !c.passed) {
+        return Err(CompareError::Control { arm: arm.name.clone(), control: control.clone() });
+    }
+    Ok(ArmRecord {
+        arm: arm.clone(),
+        controls,
+        disk_bytes: given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
+        runs: Vec::new(),
+        memory_runs: Vec::new(),
+        summary: Summary::default(),
+    })
+}
+
+fn failed(arm: &Arm, what: String, source: RunnerError) -> CompareError {
+    CompareError::Arm { arm: arm.name.clone(), what, source }
+}
+
+fn timed(
+    plan: &Plan,
+    runner: &mut dyn Runner,
+    watch: &mut dyn FnMut(&Step),
+    under: &mut Under<'_>,
+) -> Result<Vec<Vec<usize>>, CompareError> {
+    let all = plan.warmup.saturating_add(plan.runs);
+    let order = rounds(plan.arms.len(), all, under.random);
+    for (round, turns) in (0u32..).zip(&order) {
+        let mut times = Vec::new();
+        for at in turns {
+            let arm = &plan.arms[*at];
+            let name = format!("arm '{}', round {}", arm.name, round + 1);
+            let seen = runner.run(arm, false).map_err(|e| failed(arm, format!("round {}", round + 1), e))?;
+            under.agreement.hold(plan, arm, name, &seen)?;
+            let run = run(round, round < plan.warmup, &seen);
+            times.push((arm.name.clone(), run.total_ms));
+            under.arms[*at].runs.push(run);
+        }
+        watch(&Step::Timed(round + 1, all, times));
+    }
+    Ok(order)
+}
+
+fn measured(
+    plan: &Plan,
+    runner: &mut dyn Runner,
+    watch: &mut dyn FnMut(&Step),
+    under: &mut Under<'_>,
+) -> Result<(), CompareError> {
+    let order = rounds(plan.arms.len(), plan.memory_runs, under.random);
+    for (round, turns) in (0u32..).zip(&order) {
+        for at in turns {
+            let arm = &plan.arms[*at];
+            let name = format!("arm '{}', memory round {}", arm.name, round + 1);
+            let what = format!("memory round {}", round + 1);
+            let seen = runner.run(arm, true).map_err(|e| failed(arm, what.clone(), e))?;
+            under.agreement.hold(plan, arm, name, &seen)?;
+            let idle = runner.idle(arm).map_err(|e| failed(arm, format!("{what}, idle"), e))?;
+            let kinds = [
+                ("peak", seen.peak.map(|m| m.total())),
+                ("idle", idle.map(|m| m.total())),
+                ("cgroup_peak", seen.usage.memory_peak_bytes),
+            ];
+            under.arms[*at].memory_runs.push(MemoryRun {
+                round,
+                memory_bytes: present(kinds),
+                peak_parts: seen.peak,
+                idle_parts: idle,
+                exit_code: seen.deed.exit_code,
+            });
+        }
+        watch(&Step::Memory(round + 1, plan.memory_runs));
+    }
+    Ok(())
+}
+
+fn present<const N: usize>(kinds: [(&str, Option<u64>); N]) -> BTreeMap<String, u64> {
+    kinds.into_iter().filter_map(|(kind, bytes)| Some((kind.to_owned(), bytes?))).collect()
+}
+
+fn run(round: u32, warmup: bool, seen: &Observation) -> Run {
+    let since = |moment| Some(milliseconds(seen.moments.at(moment)?.saturating_sub(seen.moments.at(Moment::Exec)?)));
+    Run {
+        round,
+        warmup,
+        total_ms: since(Moment::Gone).unwrap_or(f64::NAN),
+        first_byte_ms: since(Moment::FirstByte),
+        phases_ms: seen
+            .moments
+            .phases_ms()
+            .into_iter()
+            .map(|(p, ms)| (p.name().to_owned(), rounded(ms, 1e3)))
+            .collect(),
+        memory_bytes: present([("cgroup_peak", seen.usage.memory_peak_bytes)]),
+        exit_code: seen.deed.exit_code,
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "2^53 ns are 104 days")]
+fn milliseconds(ns: u64) -> f64 {
+    rounded(ns as f64 / 1e6, 1e3)
+}
+
+/// What is not equal between these arms by their nature.
+fn unequal(plan: &Plan) -> Vec<String> {
+    let mut found = Vec::new();
+    let has = |isolation| plan.arms.iter().any(|a| a.isolation == isolation);
+    if has(Isolation::MicroVm) && has(Isolation::Container) {
+        found.push("A microVM runs its own kernel, a container the host's.".to_owned());
+        found.push(format!(
+            "Memory of {}: a microVM's whole machine, its kernel and page cache included; a container's limit.",
+            plan.memory
+        ));
+        found.push(
+            "The image's page cache: in a microVM's memory and counted; on the host and not counted for a container."
+                .to_owned(),
+        );
+        if !plan.cpus.0.is_multiple_of(1000) {
+            found.push(format!("Processors: {} vCPUs in a microVM under a limit of {}.", plan.cpus.ceil(), plan.cpus));
+        }
+    }
+    if plan.arms.iter().any(|a| a.kernel.is_some()) {
+        found.push("The arms boot different guest kernels.".to_owned());
+    }
+    if plan.arms.iter().any(|a| a.read_only) && plan.arms.iter().any(|a| !a.read_only) {
+        found.push("Some arms refuse writes to the root file system.".to_owned());
+    }
+    found
+}
+
+#[cfg(test)]
+pub(super) mod tests;

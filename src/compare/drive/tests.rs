@@ -1,0 +1,241 @@
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::compare::agree::Captured;
+use crate::compare::control::Evidence;
+use crate::compare::control::tests::BOOT_ID;
+use crate::compare::meters::MemorySample;
+use crate::compare::verdict::Verdict;
+use crate::compare::{plan, table};
+use crate::spec::{Cpus, Exit, MIB, MemorySize, Moments, Outcome, Usage};
+
+pub(crate) fn plan() -> Plan {
+    Plan {
+        arms: plan::arms(&[]).unwrap(),
+        reference: "workloads".to_owned(),
+        image: Digest::from_sha256([1; 32]),
+        command: vec!["hello".to_owned()],
+        memory: MemorySize(512 * MIB),
+        cpus: Cpus(1000),
+        runs: 10,
+        warmup: 1,
+        memory_runs: 5,
+        seed: 42,
+        allow_difference: false,
+        timeout: Duration::from_secs(10),
+    }
+}
+
+fn given() -> Given {
+    let part = |name: &str, bytes| (name.to_owned(), bytes);
+    Given {
+        build: Build { version: "0.1.0".to_owned(), revision: Some("0123abc".to_owned()) },
+        host: HostFacts {
+            lab: true,
+            kvm: "lab".to_owned(),
+            cpu_model: Some("QEMU TCG CPU version 2.5+".to_owned()),
+            cpus: 1,
+            kernel: Some("6.12.0".to_owned()),
+            ..HostFacts::default()
+        },
+        boot_id: BOOT_ID.to_owned(),
+        now_unix_s: 1_700_000_000,
+        disk_bytes: BTreeMap::from([
+            (Isolation::Container, BTreeMap::from([part("image", 1 << 20)])),
+            (Isolation::MicroVm, BTreeMap::from([part("image", 1 << 20), part("kernel", 8 << 20)])),
+        ]),
+    }
+}
+
+fn captured(text: &str) -> Captured {
+    let sha256 = Digest::from_sha256(Sha256::digest(text).into());
+    Captured { head: text.as_bytes().to_vec(), len: text.len() as u64, sha256 }
+}
+
+/// A runner of made-up sandboxes: a container takes 10 ms, a microVM 20 ms, both with a little regular noise.
+struct Fake {
+    runs: u64,
+    stdout: fn(Isolation, u64) -> String,
+    exit_code: fn(Isolation) -> u8,
+    image: u8,
+    boot_id: String,
+    time_ms: fn(Isolation) -> u64,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            runs: 0,
+            stdout: |_, _| "hello\n".to_owned(),
+            exit_code: |_| 0,
+            image: 1,
+            boot_id: BOOT_ID.replace('0', "f"),
+            time_ms: |isolation| if isolation == Isolation::MicroVm { 20 } else { 10 },
+        }
+    }
+}
+
+impl Runner for Fake {
+    fn run(&mut self, arm: &Arm, sample: bool) -> Result<Observation, RunnerError> {
+        self.runs += 1;
+        let begin = 1_000_000_000 * self.runs;
+        let unit = (self.time_ms)(arm.isolation) * 100_000 + self.runs * 7919 % 10_000;
+        let mut moments = Moments::default();
+        let steps = [
+            (Moment::Exec, 0),
+            (Moment::Main, 1),
+            (Moment::ImageReady, 2),
+            (Moment::MachineReady, 4),
+            (Moment::Started, 6),
+            (Moment::FirstByte, 7),
+            (Moment::Exited, 8),
+            (Moment::Gone, 10),
+        ];
+        steps.into_iter().for_each(|(moment, step)| moments.note(moment, begin + step * unit));
+        if arm.isolation == Isolation::MicroVm {
+            moments.note(Moment::AgentReady, begin + 5 * unit);
+        }
+        let code = (self.exit_code)(arm.isolation);
+        let peak = MemorySample { pss: 5 << 20, tmpfs: Some(4096), kernel: None };
+        Ok(Observation {
+            deed: Deed {
+                exit_code: code,
+                stdout: captured(&(self.stdout)(arm.isolation, self.runs)),
+                stderr: captured(""),
+            },
+            moments,
+            image: Digest::from_sha256([self.image; 32]),
+            outcome: Some(Outcome { exit: Exit::Code(code), oom: false, reason: None }),
+            usage: Usage { memory_peak_bytes: Some(6 << 20), ..Usage::default() },
+            peak: sample.then_some(peak),
+        })
+    }
+
+    fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
+        let pss = if arm.isolation == Isolation::MicroVm { 40 << 20 } else { 3 << 20 };
+        Ok(Some(MemorySample { pss, tmpfs: None, kernel: Some(1 << 20) }))
+    }
+
+    fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {
+        let own = arm.isolation == Isolation::MicroVm;
+        Ok(Evidence {
+            boot_id: Some(if own { self.boot_id.clone() } else { BOOT_ID.to_owned() }),
+            pid: Some(1),
+            memory_total: Some(490 * MIB),
+            processors: Some(1),
+            memory_max: Some(512 * MIB),
+            cpu_max: Some(1000),
+        })
+    }
+}
+
+fn compared(plan: &Plan, mut fake: Fake) -> Result<Record, CompareError> {
+    compare(plan, &given(), &mut fake, &mut |_| {})
+}
+
+fn refused(plan: &Plan, fake: Fake) -> String {
+    let error = compared(plan, fake).unwrap_err();
+    assert!(error.is_refusal());
+    let mut text = error.to_string();
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(next) = cause.source() {
+        text.push_str(&format!(": {next}"));
+        cause = next;
+    }
+    text
+}
+
+#[test]
+fn a_comparison_has_all_samples_and_counts_all_but_the_warm_up() {
+    let record = compared(&plan(), Fake::default()).unwrap();
+    assert_eq!(record.order.len(), 11);
+    for arm in &record.arms {
+        assert_eq!((arm.runs.len(), arm.memory_runs.len()), (11, 5));
+        assert_eq!(arm.summary.total_ms.unwrap().n, 10);
+        assert_eq!(arm.runs.iter().filter(|r| r.warmup).map(|r| r.round).collect::<Vec<_>>(), [0]);
+        for run in &arm.runs {
+            assert!((run.phases_ms.values().sum::<f64>() - run.total_ms).abs() < 0.01, "phases fill the run");
+        }
+    }
+    let [container, microvm] = &record.arms[..] else { panic!() };
+    assert!(!container.summary.phases_ms.contains_key("kernel"), "what an arm does not have is absent");
+    assert!(microvm.summary.phases_ms.contains_key("kernel"));
+    let verdict = |figure: &str| record.comparisons.iter().find(|c| c.figure == figure).map(|c| c.verdict);
+    assert_eq!(verdict("total_ms"), Some(Verdict::Slower));
+    assert_eq!(verdict("memory_bytes.idle"), Some(Verdict::More));
+    assert_eq!(verdict("memory_bytes.peak"), Some(Verdict::NoDifferenceSeen));
+    assert_eq!(verdict("phases_ms.kernel"), None);
+}
+
+#[test]
+fn the_seed_fixes_the_order() {
+    let order = |seed| compared(&Plan { seed, ..plan() }, Fake::default()).unwrap().order;
+    assert_eq!(order(1), order(1));
+    assert_ne!(order(1), order(2));
+}
+
+#[test]
+fn arms_that_do_different_things_are_refused_by_the_first_difference() {
+    let by_kernel =
+        |isolation, _| if isolation == Isolation::MicroVm { "6.12.1".to_owned() } else { "6.12.0".to_owned() };
+    let text = refused(&plan(), Fake { stdout: by_kernel, ..Fake::default() });
+    assert!(text.contains("standard output differs from byte 5") && text.contains("--allow-difference"), "{text}");
+    let text = refused(&plan(), Fake { exit_code: |i| u8::from(i == Isolation::MicroVm), ..Fake::default() });
+    assert!(text.contains("Exit codes differ"), "{text}");
+    let text = refused(&plan(), Fake { stdout: |_, run| run.to_string(), ..Fake::default() });
+    assert!(text.contains("round"), "an arm that differs from itself: {text}");
+}
+
+#[test]
+fn an_allowed_difference_is_told_above_the_table() {
+    let plan = Plan { allow_difference: true, ..plan() };
+    let record = compared(&plan, Fake { exit_code: |i| u8::from(i == Isolation::MicroVm), ..Fake::default() }).unwrap();
+    let shown = table::table(&record);
+    let (head, _) = shown.split_once('┌').unwrap();
+    assert!(head.contains("Exit codes differ"), "{shown}");
+}
+
+#[test]
+fn an_arm_that_is_not_what_it_says_is_refused() {
+    let text = refused(&plan(), Fake { boot_id: BOOT_ID.to_owned(), ..Fake::default() });
+    assert!(text.contains("Arm 'microvm' is not what it says: own kernel"), "{text}");
+    let text = refused(&plan(), Fake { image: 2, ..Fake::default() });
+    assert!(text.contains("ran image sha256:0202"), "{text}");
+}
+
+#[test]
+fn an_arm_beside_itself_shows_no_difference() {
+    let arms = plan::arms(&["a=container".to_owned(), "b=container".to_owned()]).unwrap();
+    let record = compared(&Plan { arms, ..plan() }, Fake::default()).unwrap();
+    let verdicts: Vec<Verdict> = record.comparisons.iter().map(|c| c.verdict).collect();
+    assert!(verdicts.iter().all(|v| *v == Verdict::NoDifferenceSeen), "{verdicts:?}");
+}
+
+#[test]
+fn the_layout_of_the_json_is_frozen() {
+    let plan = Plan { runs: 2, memory_runs: 1, ..plan() };
+    let record = compared(&plan, Fake::default()).unwrap();
+    let json = serde_json::to_string_pretty(&record).unwrap() + "\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/compare.v1.json");
+    if std::env::var_os("DUPLEX_BLESS").is_some() {
+        std::fs::write(path, &json).unwrap();
+    }
+    assert_eq!(json, std::fs::read_to_string(path).unwrap(), "a new layout needs a new SCHEMA and a new golden file");
+    assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);
+}
+
+#[test]
+fn the_table_says_what_it_is_first_and_is_at_most_100_columns_wide() {
+    let long = "x".repeat(20);
+    let arms = plan::arms(&[format!("{long}=container"), format!("y{}=microvm,read-only", &long[1..])]).unwrap();
+    for plan in [plan(), Plan { arms, reference: "registry.example/".repeat(9), ..plan() }] {
+        let shown = table::table(&compared(&plan, Fake::default()).unwrap());
+        assert!(shown.starts_with("Measured in the lab"), "{shown}");
+        for line in shown.lines() {
+            assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+        }
+        assert!(shown.find("Not equal").unwrap() < shown.find('┌').unwrap());
+    }
+}

@@ -1,0 +1,152 @@
+//! What is compared: arms, image, command, limits, rounds.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Cpus, Digest, Isolation, MemorySize};
+
+/// One side of a comparison: an isolation with settings. Limits are not among them, they are the same for all arms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arm {
+    /// Its name in tables, unique in the comparison.
+    pub name: String,
+    /// Kind of walls.
+    pub isolation: Isolation,
+    /// Another guest kernel than the one installed (microVM only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The root file system refuses writes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+/// Why a text is not an arm, or arms are not a comparison.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ArmError {
+    /// The isolation is unknown.
+    #[error("Arm '{0}' names neither 'microvm' nor 'container': write [NAME=]ISOLATION[,kernel=FILE][,read-only]")]
+    Isolation(String),
+    /// A setting is unknown.
+    #[error("Arm '{arm}' has the unknown setting '{setting}': kernel=FILE and read-only are known")]
+    Setting {
+        /// The arm as typed.
+        arm: String,
+        /// The setting.
+        setting: String,
+    },
+    /// A kernel for a container.
+    #[error("Arm '{0}' is a container, which runs on the host's kernel: leave out kernel=FILE")]
+    Kernel(String),
+    /// Not a name.
+    #[error("Name '{0}' of an arm is not 1 to 20 letters, digits, '_', '.' and '-'")]
+    Name(String),
+    /// Two arms of one name.
+    #[error("Two arms are named '{0}': name them apart, such as a={0} and b={0}")]
+    Twice(String),
+    /// Nothing to compare with.
+    #[error("A comparison needs two arms or more, not {0}")]
+    TooFew(usize),
+}
+
+impl FromStr for Arm {
+    type Err = ArmError;
+
+    fn from_str(text: &str) -> Result<Self, ArmError> {
+        let mut parts = text.split(',');
+        let head = parts.next().unwrap_or_default();
+        let (name, isolation) = head.split_once('=').unwrap_or((head, head));
+        let isolation = isolation.parse().map_err(|_| ArmError::Isolation(text.to_owned()))?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if !(1..=20).contains(&name.len()) || !name.chars().all(plain) {
+            return Err(ArmError::Name(name.to_owned()));
+        }
+        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false };
+        for part in parts {
+            match part.split_once('=').unwrap_or((part, "")) {
+                ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
+                ("read-only", "") => arm.read_only = true,
+                _ => return Err(ArmError::Setting { arm: text.to_owned(), setting: part.to_owned() }),
+            }
+        }
+        if arm.isolation == Isolation::Container && arm.kernel.is_some() {
+            return Err(ArmError::Kernel(text.to_owned()));
+        }
+        Ok(arm)
+    }
+}
+
+/// The arms that these texts name; container and microVM if there are none. The first is the baseline.
+pub fn arms(texts: &[String]) -> Result<Vec<Arm>, ArmError> {
+    let texts = if texts.is_empty() { &["container".to_owned(), "microvm".to_owned()][..] } else { texts };
+    if texts.len() < 2 {
+        return Err(ArmError::TooFew(texts.len()));
+    }
+    let mut arms: Vec<Arm> = Vec::new();
+    for text in texts {
+        let arm: Arm = text.parse()?;
+        if arms.iter().any(|a| a.name == arm.name) {
+            return Err(ArmError::Twice(arm.name));
+        }
+        arms.push(arm);
+    }
+    Ok(arms)
+}
+
+/// One comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The arms; the first is the baseline.
+    pub arms: Vec<Arm>,
+    /// The image as the user named it.
+    pub reference: String,
+    /// Its manifest, the same for every arm.
+    pub image: Digest,
+    /// The command and its arguments; empty is the image's own.
+    pub command: Vec<String>,
+    /// Memory of every arm.
+    pub memory: MemorySize,
+    /// Processors of every arm.
+    pub cpus: Cpus,
+    /// Measured rounds.
+    pub runs: u32,
+    /// Rounds before them that are kept but not counted.
+    pub warmup: u32,
+    /// Rounds that measure memory.
+    pub memory_runs: u32,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Differing outputs and exit codes are noted, not refused.
+    pub allow_difference: bool,
+    /// Longest time of one run.
+    pub timeout: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_are_an_isolation_with_settings() {
+        let arm = |name: &str, isolation| Arm { name: name.to_owned(), isolation, kernel: None, read_only: false };
+        assert_eq!("microvm".parse(), Ok(arm("microvm", Isolation::MicroVm)));
+        assert_eq!("a=container".parse(), Ok(arm("a", Isolation::Container)));
+        let full = Arm { kernel: Some("/k".into()), read_only: true, ..arm("new", Isolation::MicroVm) };
+        assert_eq!("new=microvm,kernel=/k,read-only".parse(), Ok(full));
+        assert_eq!(arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["container", "microvm"]);
+    }
+
+    #[test]
+    fn what_is_no_comparison_is_refused() {
+        let parse = |texts: &[&str]| arms(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>()).unwrap_err();
+        assert_eq!(parse(&["vm", "container"]), ArmError::Isolation("vm".into()));
+        assert_eq!(parse(&["microvm"]), ArmError::TooFew(1));
+        assert_eq!(parse(&["microvm", "microvm"]), ArmError::Twice("microvm".into()));
+        assert_eq!(parse(&["a=container,kernel=/k", "microvm"]), ArmError::Kernel("a=container,kernel=/k".into()));
+        assert_eq!(parse(&["a b=microvm", "microvm"]), ArmError::Name("a b".into()));
+        let unknown = ArmError::Setting { arm: "microvm,memory=1g".into(), setting: "memory=1g".into() };
+        assert_eq!(parse(&["microvm,memory=1g", "container"]), unknown, "limits are the same for all arms");
+    }
+}

@@ -1,0 +1,270 @@
+//! The result as data: what `--json` writes. The layout is frozen: `tests/golden/compare.v1.json` fails when it moves, and a change that
+//! takes away or renames needs a new [`SCHEMA`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::Control;
+use super::facts::HostFacts;
+use super::meters::MemorySample;
+use super::plan::Arm;
+use super::stats::{Ratio, Spread, ratio};
+use super::verdict::{Kind, Verdict};
+use crate::spec::{Digest, Phase};
+
+/// Name and version of the layout.
+pub const SCHEMA: &str = "duplex.compare.v1";
+
+/// A whole comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The program that measured.
+    pub duplex: Build,
+    /// When it began, in seconds since 1970.
+    pub began_unix_s: u64,
+    /// The host.
+    pub host: HostFacts,
+    /// The image.
+    pub image: ImageRecord,
+    /// The command and its arguments; empty is the image's own.
+    pub command: Vec<String>,
+    /// Limits of every arm.
+    pub limits: LimitsRecord,
+    /// How many rounds.
+    pub rounds: Rounds,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Names of the arms in the order in which they ran, round by round.
+    pub order: Vec<Vec<String>>,
+    /// What is not equal between the arms, in sentences.
+    pub unequal: Vec<String>,
+    /// The arms; the first is the baseline.
+    pub arms: Vec<ArmRecord>,
+    /// Every other arm beside the baseline, figure by figure.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// The program that measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// Version.
+    pub version: String,
+    /// Revision of the sources, where the build knew it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// The image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// As the user named it.
+    pub reference: String,
+    /// Digest of the manifest that every arm ran.
+    pub digest: Digest,
+}
+
+/// Limits of every arm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitsRecord {
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Processors.
+    pub cpus: f64,
+}
+
+/// How many rounds of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rounds {
+    /// Timed and counted.
+    pub timed: u32,
+    /// Timed before them and not counted.
+    pub warmup: u32,
+    /// For memory.
+    pub memory: u32,
+}
+
+/// One arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArmRecord {
+    /// Name, isolation and settings.
+    #[serde(flatten)]
+    pub arm: Arm,
+    /// Proofs that the settings took effect.
+    pub controls: Vec<Control>,
+    /// Bytes on disk that the arm needs, by part.
+    pub disk_bytes: BTreeMap<String, u64>,
+    /// The timed runs, those for warming up included.
+    pub runs: Vec<Run>,
+    /// The runs that measured memory.
+    pub memory_runs: Vec<MemoryRun>,
+    /// Numbers about the runs that count.
+    pub summary: Summary,
+}
+
+/// One timed run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its round, from 0, warm-up rounds included.
+    pub round: u32,
+    /// It is kept and not counted.
+    pub warmup: bool,
+    /// From exec of `duplex run` to its end.
+    pub total_ms: f64,
+    /// From exec of `duplex run` to the first byte on its standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<f64>,
+    /// Length of every phase that the arm has.
+    pub phases_ms: BTreeMap<String, f64>,
+    /// `cgroup_peak`: highest charge of the sandbox's cgroup (guest memory or the container's processes, page cache and tmpfs included).
+    pub memory_bytes: BTreeMap<String, u64>,
+    /// Exit code of `duplex run`.
+    pub exit_code: u8,
+}
+
+/// One run that measured memory, with an idle sandbox beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryRun {
+    /// Its round, from 0.
+    pub round: u32,
+    /// `peak`: highest sample while the command ran; `idle`: an embedded image that waits for input; `cgroup_peak` as in [`Run`].
+    pub memory_bytes: BTreeMap<String, u64>,
+    /// What `peak` is made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_parts: Option<MemorySample>,
+    /// What `idle` is made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_parts: Option<MemorySample>,
+    /// Exit code of `duplex run`.
+    pub exit_code: u8,
+}
+
+/// Numbers about the runs that count.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Of `total_ms`.
+    pub total_ms: Option<Spread>,
+    /// Of `first_byte_ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<Spread>,
+    /// Of every phase.
+    pub phases_ms: BTreeMap<String, Spread>,
+    /// Of every kind of memory.
+    pub memory_bytes: BTreeMap<String, Spread>,
+    /// Sum of `disk_bytes`.
+    pub disk_bytes: u64,
+}
+
+/// One figure of one arm beside the baseline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The arm.
+    pub arm: String,
+    /// The baseline.
+    pub baseline: String,
+    /// `total_ms`, `first_byte_ms`, `phases_ms.<phase>` or `memory_bytes.<kind>`.
+    pub figure: String,
+    /// Rounds in which both arms have it.
+    pub rounds: usize,
+    /// Their ratio.
+    #[serde(flatten)]
+    pub ratio: Ratio,
+    /// In words.
+    pub verdict: Verdict,
+}
+
+impl Run {
+    /// The value of a figure, if the run has it.
+    pub fn figure(&self, figure: &str) -> Option<f64> {
+        match figure.split_once('.') {
+            Some(("phases_ms", phase)) => self.phases_ms.get(phase).copied(),
+            _ if figure == "total_ms" => Some(self.total_ms),
+            _ if figure == "first_byte_ms" => self.first_byte_ms,
+            _ => None,
+        }
+    }
+}
+
+/// Kinds of memory in the order of tables.
+pub(super) const MEMORY: [&str; 3] = ["idle", "peak", "cgroup_peak"];
+
+/// Figures of timed runs in the order of tables.
+pub(super) fn time_figures() -> Vec<String> {
+    let phases = Phase::ALL.iter().map(|(phase, _)| format!("phases_ms.{}", phase.name()));
+    ["first_byte_ms".to_owned(), "total_ms".to_owned()].into_iter().chain(phases).collect()
+}
+
+impl ArmRecord {
+    /// Fills in the summary from the runs.
+    pub fn summarize(&mut self) {
+        let counted: Vec<&Run> = self.runs.iter().filter(|r| !r.warmup).collect();
+        let spread = |figure: &str| Spread::of(&counted.iter().filter_map(|r| r.figure(figure)).collect::<Vec<_>>());
+        let phases = Phase::ALL.iter().map(|(phase, _)| phase.name());
+        let memory =
+            |kind: &str| Spread::of(&self.memory_runs.iter().filter_map(|r| memory(r, kind)).collect::<Vec<_>>());
+        self.summary = Summary {
+            total_ms: spread("total_ms"),
+            first_byte_ms: spread("first_byte_ms"),
+            phases_ms: phases.filter_map(|p| Some((p.to_owned(), spread(&format!("phases_ms.{p}"))?))).collect(),
+            memory_bytes: MEMORY.into_iter().filter_map(|kind| Some((kind.to_owned(), memory(kind)?))).collect(),
+            disk_bytes: self.disk_bytes.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+        };
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "2^53 bytes are 8 PiB")]
+fn memory(run: &MemoryRun, kind: &str) -> Option<f64> {
+    run.memory_bytes.get(kind).map(|bytes| *bytes as f64)
+}
+
+/// Every arm beside the first, in every figure that both have.
+pub(super) fn comparisons(arms: &[ArmRecord], seed: u64) -> Vec<Comparison> {
+    let Some((base, others)) = arms.split_first() else { return Vec::new() };
+    let mut found = Vec::new();
+    for arm in others {
+        for figure in time_figures() {
+            let rounds: Vec<(f64, f64)> = base
+                .runs
+                .iter()
+                .filter(|r| !r.warmup)
+                .filter_map(|b| {
+                    let other = arm.runs.iter().find(|r| r.round == b.round)?;
+                    Some((b.figure(&figure)?, other.figure(&figure)?))
+                })
+                .collect();
+            found.extend(comparison((base, arm), figure, Kind::Time, &rounds, seed));
+        }
+        for kind in MEMORY {
+            let rounds: Vec<(f64, f64)> = base
+                .memory_runs
+                .iter()
+                .filter_map(|b| {
+                    let other = arm.memory_runs.iter().find(|r| r.round == b.round)?;
+                    Some((memory(b, kind)?, memory(other, kind)?))
+                })
+                .collect();
+            found.extend(comparison((base, arm), format!("memory_bytes.{kind}"), Kind::Size, &rounds, seed));
+        }
+    }
+    found
+}
+
+fn comparison(
+    (base, arm): (&ArmRecord, &ArmRecord),
+    figure: String,
+    kind: Kind,
+    rounds: &[(f64, f64)],
+    seed: u64,
+) -> Option<Comparison> {
+    let ratio = ratio(rounds, seed)?;
+    Some(Comparison {
+        arm: arm.arm.name.clone(),
+        baseline: base.arm.name.clone(),
+        figure,
+        rounds: rounds.len(),
+        ratio,
+        verdict: Verdict::on(kind, rounds.len(), &ratio),
+    })
+}

@@ -1,0 +1,110 @@
+//! How a comparison runs an arm, whoever does it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::agree::Deed;
+use super::control::Evidence;
+use super::meters::MemorySample;
+use super::plan::Arm;
+use crate::spec::{Digest, Moments, Outcome, Usage};
+
+/// What `duplex run --trace FILE` writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The image that ran.
+    pub image: Digest,
+    /// The moments of the run that it saw itself.
+    pub moments: Moments,
+    /// How it ended; absent when it did not come that far.
+    pub outcome: Option<Outcome>,
+    /// What the sandbox's cgroup had counted at its end.
+    pub usage: Usage,
+}
+
+/// One run of the plan's command.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// What it did.
+    pub deed: Deed,
+    /// The child's moments and the observer's, together.
+    pub moments: Moments,
+    /// The image that ran.
+    pub image: Digest,
+    /// How the sandbox ended, in its own words.
+    pub outcome: Option<Outcome>,
+    /// What its cgroup counted.
+    pub usage: Usage,
+    /// The highest memory sample, where sampling was asked for and possible.
+    pub peak: Option<MemorySample>,
+}
+
+/// Runs arms. The real one is [`Spawner`](super::Spawner).
+pub trait Runner {
+    /// Runs the plan's image and command once; samples memory all the while if `sample` is set.
+    fn run(&mut self, arm: &Arm, sample: bool) -> Result<Observation, RunnerError>;
+
+    /// Memory of a sandbox that waits for input and does nothing.
+    fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError>;
+
+    /// What a sandbox of this arm sees of itself and the host of it.
+    fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError>;
+}
+
+/// Why an arm could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The program did not start.
+    #[error("Cannot start '{}'", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its pipes or its end could not be watched.
+    #[error("Cannot {operation} of 'duplex run'")]
+    Watch {
+        /// What failed.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long and was ended.
+    #[error("The run did not end within {seconds} s and was stopped: allow it more time with --timeout")]
+    Timeout {
+        /// The limit in seconds.
+        seconds: u64,
+    },
+    /// It ended, and something still holds its output.
+    #[error("The run ended with exit code {exit_code} but left a process behind that holds its output")]
+    Lingering {
+        /// The exit code.
+        exit_code: u8,
+    },
+    /// Duplex itself failed, not the command.
+    #[error("'duplex run' failed with exit code {exit_code}: {stderr}")]
+    Failed {
+        /// The exit code.
+        exit_code: u8,
+        /// What it said.
+        stderr: String,
+    },
+    /// The idle sandbox did not answer.
+    #[error("The idle sandbox did not echo what it was sent within {seconds} s; it said \"{said}\"")]
+    NoEcho {
+        /// The limit in seconds.
+        seconds: u64,
+        /// The beginning of what came instead.
+        said: String,
+    },
+    /// The file through which runs tell their moments.
+    #[error("Cannot use the file for the moments of runs")]
+    Scratch(#[source] std::io::Error),
+    /// Somebody asked for the end.
+    #[error("Interrupted")]
+    Interrupted,
+}

@@ -1,0 +1,150 @@
+//! Numbers about samples: medians with spread, and the interval of a ratio.
+
+use serde::{Deserialize, Serialize};
+
+use super::random::Random;
+
+/// Where samples lie. Quantiles interpolate between neighbours (Hyndman and Fan 1996, type 7).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// How many samples.
+    pub n: usize,
+    /// Their median.
+    pub median: f64,
+    /// Median of the distances from the median.
+    pub mad: f64,
+    /// First quartile.
+    pub q1: f64,
+    /// Third quartile.
+    pub q3: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+    /// 95th percentile.
+    pub p95: f64,
+}
+
+impl Spread {
+    /// The spread of these samples; `None` if there are none.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let sorted = sorted(samples);
+        let median = quantile(&sorted, 0.5)?;
+        let distances: Vec<f64> = sorted.iter().map(|s| (s - median).abs()).collect();
+        let at = |q| Some(rounded(quantile(&sorted, q)?, 1e3));
+        Some(Self {
+            n: sorted.len(),
+            median: at(0.5)?,
+            mad: rounded(quantile(&self::sorted(&distances), 0.5)?, 1e3),
+            q1: at(0.25)?,
+            q3: at(0.75)?,
+            min: at(0.0)?,
+            max: at(1.0)?,
+            p95: at(0.95)?,
+        })
+    }
+}
+
+/// To one part of `parts`: milliseconds to whole microseconds, ratios to four digits. More is noise, and does not read well.
+pub(crate) fn rounded(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}
+
+fn sorted(samples: &[f64]) -> Vec<f64> {
+    let mut sorted: Vec<f64> = samples.iter().copied().filter(|s| s.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+/// Quantile of sorted samples.
+fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 <= q <= 1: an index within the samples"
+    )]
+    let below = (last as f64 * q).floor() as usize;
+    let part = last as f64 * q - below as f64;
+    let low = *sorted.get(below)?;
+    let high = sorted.get(below + 1).copied().unwrap_or(low);
+    Some(low + (high - low) * part)
+}
+
+/// A ratio of medians with its bootstrap interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// Median of the arm over median of the baseline.
+    pub ratio: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+    /// Share of the bootstrap's ratios that lie between `low` and `high`.
+    pub confidence: f64,
+}
+
+/// Share of the bootstrap's ratios in an interval: wide on purpose, a comparison states many.
+pub(super) const CONFIDENCE: f64 = 0.99;
+/// Resamples of the bootstrap.
+const RESAMPLES: usize = 4000;
+
+/// The ratio of the medians of rounds that have both samples, (baseline, arm) in pairs. Rounds are resampled whole, so drift that both
+/// arms saw does not widen the interval. `None` without rounds or with a baseline of 0.
+pub(super) fn ratio(rounds: &[(f64, f64)], seed: u64) -> Option<Ratio> {
+    let of = |rounds: &[(f64, f64)]| {
+        let base = quantile(&sorted(&rounds.iter().map(|r| r.0).collect::<Vec<_>>()), 0.5)?;
+        let arm = quantile(&sorted(&rounds.iter().map(|r| r.1).collect::<Vec<_>>()), 0.5)?;
+        (base > 0.0).then_some(arm / base)
+    };
+    let ratio = of(rounds)?;
+    let mut random = Random::new(seed);
+    let mut drawn = Vec::with_capacity(rounds.len());
+    let mut ratios = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        drawn.clear();
+        drawn.extend((0..rounds.len()).filter_map(|_| rounds.get(random.below(rounds.len()))));
+        ratios.extend(of(&drawn));
+    }
+    let ratios = sorted(&ratios);
+    let tail = (1.0 - CONFIDENCE) / 2.0;
+    let at = |q| Some(rounded(quantile(&ratios, q)?, 1e4));
+    Some(Ratio { ratio: rounded(ratio, 1e4), low: at(tail)?, high: at(1.0 - tail)?, confidence: CONFIDENCE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_of_known_samples() {
+        let spread = Spread::of(&[4.0, 1.0, 3.0, 2.0, 10.0]).unwrap();
+        assert_eq!((spread.n, spread.median, spread.min, spread.max), (5, 3.0, 1.0, 10.0));
+        assert_eq!((spread.q1, spread.q3, spread.mad), (2.0, 4.0, 1.0));
+        assert!((spread.p95 - 8.8).abs() < 1e-9);
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[7.0]).unwrap().p95, 7.0);
+    }
+
+    #[test]
+    fn a_ratio_lies_in_its_interval() {
+        let rounds: Vec<(f64, f64)> = (0..10).map(|n| (100.0 + f64::from(n), 200.0 + f64::from(n * 3 % 7))).collect();
+        let ratio = ratio(&rounds, 1).unwrap();
+        assert!(ratio.low <= ratio.ratio && ratio.ratio <= ratio.high, "{ratio:?}");
+        assert!(ratio.low > 1.8 && ratio.high < 2.1, "{ratio:?}");
+    }
+
+    #[test]
+    fn drift_that_both_arms_see_does_not_widen_the_interval_much() {
+        let rounds: Vec<(f64, f64)> =
+            (0..20).map(|n| (100.0 + 10.0 * f64::from(n), 110.0 + 11.0 * f64::from(n))).collect();
+        let ratio = ratio(&rounds, 1).unwrap();
+        assert!((ratio.ratio - 1.1).abs() < 1e-9 && ratio.high - ratio.low < 1e-9, "{ratio:?}");
+    }
+
+    #[test]
+    fn no_ratio_without_a_baseline() {
+        assert_eq!(ratio(&[], 1), None);
+        assert_eq!(ratio(&[(0.0, 1.0)], 1), None);
+    }
+}
