@@ -1,8 +1,90 @@
 //! The command line: the only module that prints, exits and reads the environment.
+//!
+//! ```text
+//! args (typed) -> meaning (specs) -> verbs (live) -> output, fail
+//!                                      |-> engine: which backend, and whether here or in the lab
+//! ```
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod args;
+pub mod environment;
+#[allow(dead_code, reason = "run is its user")]
+mod fail;
+pub mod meaning;
+#[allow(dead_code, reason = "run is its user")]
+mod output;
+#[allow(dead_code, reason = "run is its user")]
+mod signals;
+#[allow(dead_code, reason = "run is its user")]
+mod streams;
+#[allow(dead_code, reason = "run is its user")]
+mod terminal;
+mod verbs;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use self::args::{DuplexArgs, EverywhereArgs, Verb};
+use self::environment::Environment;
+use self::fail::{Code, Failure};
+use crate::spec::Installation;
+use crate::sys::clock::monotonic_ns;
+
+/// What every verb works with.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "run is its user")]
+struct Context {
+    /// When `main` began.
+    began: u64,
+    environment: Environment,
+    everywhere: EverywhereArgs,
+    installation: Installation,
+}
 
 /// Parses the command line, runs the verb and returns its exit code.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let began = monotonic_ns();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    match run(&words, began) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprint!("{}", failure.render());
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
+    let args = match DuplexArgs::try_parse_from(words) {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let environment = Environment::read();
+    start_log(&environment);
+    let program = environment::program().map_err(fail::failed)?;
+    let uid = rustix::process::geteuid().as_raw();
+    let installation = environment.installation(&program, args.everywhere.root.as_deref(), uid);
+    let context = Context { began, environment, everywhere: args.everywhere, installation };
+    match &args.verb {
+        Verb::Images(args) => verbs::images::images(&context, args),
+        Verb::Rmi(args) => verbs::rmi::rmi(&context, args),
+    }
+}
+
+/// Help and version are results; the rest is told in clap's words, which name the nearest right ones.
+fn usage(error: &clap::Error) -> Result<u8, Failure> {
+    let result = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let _ = error.print();
+    Ok(if result { Code::Done } else { Code::Duplex } as u8)
+}
+
+/// Logging costs time at every start, so there is none unless `DUPLEX_LOG` asks for it.
+fn start_log(environment: &Environment) {
+    let Some(filter) = &environment.log else { return };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let colour = !environment.no_color;
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).try_init();
 }

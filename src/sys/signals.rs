@@ -8,3 +8,13 @@ pub fn default_all() {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
+
+/// The caller has set this signal to be ignored, as `nohup` does with SIGHUP.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only fills in the old one, for which there is room.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) };
+    // SAFETY: all bits zero is a valid sigaction, and so is what the kernel has filled in.
+    let now = unsafe { now.assume_init() };
+    asked == 0 && now.sa_sigaction == libc::SIG_IGN
+}

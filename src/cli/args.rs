@@ -1,0 +1,105 @@
+//! The command line as it is typed. What it means is `meaning`'s business.
+
+mod compare;
+mod host;
+mod image;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use compare::CompareArgs;
+pub use host::{DoctorArgs, LabArgs, LabStatusArgs, LabVerb};
+pub use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub use run::{PullPolicy, RunArgs};
+
+/// Runs any OCI image as a microVM or as a container, and measures the difference.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "duplex", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct DuplexArgs {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub everywhere: EverywhereArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options that every verb takes.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct EverywhereArgs {
+    /// Folder of the image store [default: /var/lib/duplex for root, else $XDG_DATA_HOME/duplex; environment: DUPLEX_ROOT]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
+    pub root: Option<PathBuf>,
+    /// Fail rather than work in the lab where this host lacks something [environment: DUPLEX_NO_LAB=1]
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub no_lab: bool,
+}
+
+/// The verbs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// List the images of the store
+    Images(ImagesArgs),
+    /// Remove images from the store
+    Rmi(RmiArgs),
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        DuplexArgs::command().debug_assert();
+    }
+
+    #[derive(Debug, Parser)]
+    #[command(disable_help_flag = true)]
+    struct Run {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn run(words: &[&str]) -> RunArgs {
+        Run::try_parse_from(["run"].iter().chain(words)).unwrap().args
+    }
+
+    #[test]
+    fn options_behind_the_image_belong_to_the_command() {
+        for (words, expected) in [
+            (vec!["image", "-e", "A=1"], vec!["image", "-e", "A=1"]),
+            (vec!["image", "--rm", "--help"], vec!["image", "--rm", "--help"]),
+            (vec!["-i", "image", "sh", "-c", "exit 1"], vec!["image", "sh", "-c", "exit 1"]),
+            (vec!["--", "image", "cat"], vec!["image", "cat"]),
+            (vec!["image", "--", "cat"], vec!["image", "--", "cat"]),
+        ] {
+            assert_eq!(run(&words).image_and_command, expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn short_options_bundle_as_docker_users_type_them() {
+        let args = run(&["-it", "-eA=1", "-m512m", "-h", "name", "image"]);
+        assert!(args.interactive && args.tty);
+        assert_eq!((args.env, args.hostname), (vec!["A=1".to_owned()], Some("name".to_owned())));
+    }
+
+    #[test]
+    fn a_run_needs_an_image() {
+        assert!(Run::try_parse_from(["run", "--rm"]).is_err());
+    }
+}

@@ -1,0 +1,55 @@
+//! `duplex compare`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Format;
+use crate::spec::{Cpus, MemorySize};
+
+/// Run one image both ways, taking turns, and measure what the difference costs
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 125 wrong usage."
+)]
+pub struct CompareArgs {
+    /// One side: [NAME=]microvm|container[,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container and microvm]
+    #[arg(long = "arm", value_name = "ARM")]
+    pub arms: Vec<String>,
+    /// Measured rounds; each runs every arm once
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub runs: u32,
+    /// Rounds before them that are kept but not counted
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub warmup: u32,
+    /// Rounds that measure memory, apart from the timed ones
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub memory_runs: u32,
+    /// Memory of every arm
+    #[arg(short, long, default_value = "512m", value_name = "SIZE")]
+    pub memory: MemorySize,
+    /// Processors of every arm
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub cpus: Cpus,
+    /// Seed of the order in which the arms take turns [default: random, and recorded]
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Compare although outputs or exit codes differ, and say so
+    #[arg(long)]
+    pub allow_difference: bool,
+    /// Give up when one run takes longer than this many seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+    /// Write the result with all samples and host facts to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// What is printed on standard output
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+    /// The image
+    #[arg(default_value = "workloads")]
+    pub image: String,
+    /// The command, behind '--' [default: the image's own; 'hello' for the embedded image]
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}

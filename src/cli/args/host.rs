@@ -1,0 +1,46 @@
+//! Verbs about this host: `doctor` and `lab`.
+
+use clap::{Args, Subcommand};
+
+use super::Format;
+
+/// Say what this host can do, and how to mend what it cannot
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// How the findings are printed
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// The emulated KVM host for machines without usable KVM
+#[derive(Args, Clone, Debug)]
+pub struct LabArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub verb: LabVerb,
+}
+
+/// What to do with the lab.
+#[derive(Clone, Debug, Subcommand)]
+pub enum LabVerb {
+    /// Start it, or find the one that runs
+    Start,
+    /// Stop it
+    Stop,
+    /// Say whether it runs
+    Status(LabStatusArgs),
+    /// Run a command in it; starts it if need be
+    Run {
+        /// The command
+        #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+}
+
+/// Say whether it runs
+#[derive(Args, Clone, Debug)]
+pub struct LabStatusArgs {
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}

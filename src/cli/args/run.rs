@@ -1,0 +1,98 @@
+//! `duplex run`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::spec::{Cpus, Isolation, MemorySize};
+
+/// Run an image as a microVM or as a container
+#[derive(Args, Clone, Debug)]
+#[command(
+    disable_help_flag = true,
+    after_help = "Exit codes: the command's own; 125 Duplex failed, 126 the command cannot be executed, \
+    127 it was not found, 128+n signal n ended it."
+)]
+pub struct RunArgs {
+    /// Kind of walls: microvm or container
+    #[arg(long, value_name = "KIND", default_value = "microvm")]
+    pub isolation: Isolation,
+    /// Accepted for Docker's sake: a sandbox in the foreground leaves nothing behind, with or without it
+    #[arg(long)]
+    pub rm: bool,
+    /// Connect standard input; without it the command reads end of file
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; NAME alone passes the caller's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set variables from a file of NAME[=VALUE] lines
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working folder inside
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group inside, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Program in place of the image's entrypoint; empty clears it
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Memory: the machine's size of a microVM [default: 512m], the limit of a container [default: none]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// Processors, such as 1.5 [default: 1 for a microVM, no limit for a container]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<Cpus>,
+    /// Most processes at once; -1 is no limit
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Refuse writes to the root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// Name of the sandbox
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Host name inside [default: the sandbox's id]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub pull: PullPolicy,
+    /// Boot this uncompressed x86-64 vmlinux (microVM)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Keep the guest kernel's log in this file (microVM)
+    #[arg(long, value_name = "FILE")]
+    pub kernel_log: Option<PathBuf>,
+    /// Write the moments of the start to this file as JSON
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub trace: Option<PathBuf>,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    pub help: Option<bool>,
+    /// The image and the command to run in it
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub image_and_command: Vec<String>,
+}
+
+/// When `run` fetches the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PullPolicy {
+    /// Always ask the registry.
+    Always,
+    /// When the store does not have it.
+    #[default]
+    Missing,
+    /// Not at all.
+    Never,
+}

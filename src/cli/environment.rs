@@ -1,0 +1,100 @@
+//! What the caller's environment says: the only place that reads it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::spec::Installation;
+
+/// The variables that Duplex reads, read once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `DUPLEX_ROOT`: root of the image store.
+    pub root: Option<PathBuf>,
+    /// `DUPLEX_STATE`: folder of running sandboxes.
+    pub state: Option<PathBuf>,
+    /// `DUPLEX_LIBDIR`: folder of the monitor and the guest's parts.
+    pub libdir: Option<PathBuf>,
+    /// `DUPLEX_NO_LAB`, set to anything but `0` or nothing: never work in the lab.
+    pub no_lab: bool,
+    /// `DUPLEX_IN_LAB`: set by the lab for what runs in it.
+    pub in_lab: bool,
+    /// `DUPLEX_LOG`: a filter of `tracing-subscriber`; nothing is logged without it.
+    pub log: Option<String>,
+    /// `NO_COLOR`, set to anything but nothing.
+    pub no_color: bool,
+    /// `XDG_DATA_HOME`, or `$HOME/.local/share`.
+    pub data_home: Option<PathBuf>,
+    /// `XDG_RUNTIME_DIR`.
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// The mark that the lab sets for what runs in it.
+pub const IN_LAB: &str = "DUPLEX_IN_LAB";
+
+impl Environment {
+    /// Reads the caller's environment.
+    pub fn read() -> Self {
+        let path = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let flag = |name: &str| env::var_os(name).is_some_and(|v| !v.is_empty() && v != "0");
+        Self {
+            root: path("DUPLEX_ROOT"),
+            state: path("DUPLEX_STATE"),
+            libdir: path("DUPLEX_LIBDIR"),
+            no_lab: flag("DUPLEX_NO_LAB"),
+            in_lab: flag(IN_LAB),
+            log: env::var("DUPLEX_LOG").ok().filter(|v| !v.is_empty()),
+            no_color: env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()),
+            data_home: path("XDG_DATA_HOME").or_else(|| path("HOME").map(|home| home.join(".local/share"))),
+            runtime_dir: path("XDG_RUNTIME_DIR"),
+        }
+    }
+
+    /// Where the parts of Duplex and its data are. `root` is what `--root` says; `uid` decides between the system's folders
+    /// and the user's own.
+    pub fn installation(&self, program: &Path, root: Option<&Path>, uid: u32) -> Installation {
+        let lib = self.libdir.clone().unwrap_or_else(|| program.parent().unwrap_or(Path::new("/")).to_owned());
+        let store = root.map(Path::to_owned).or_else(|| self.root.clone());
+        let data = if uid == 0 { None } else { self.data_home.clone() };
+        let runtime = if uid == 0 { None } else { self.runtime_dir.clone() };
+        Installation {
+            duplex: program.to_owned(),
+            monitor: lib.join("duplex-vmm"),
+            kernel: lib.join("guest/vmlinux"),
+            initramfs: lib.join("guest/initramfs.cpio"),
+            workloads: lib.join("guest/workloads.tar"),
+            store: store.unwrap_or_else(|| data.unwrap_or_else(|| "/var/lib".into()).join("duplex")),
+            state: self.state.clone().unwrap_or_else(|| runtime.unwrap_or_else(|| "/run".into()).join("duplex")),
+        }
+    }
+}
+
+/// The value of the caller's variable, as `-e NAME` passes it on.
+pub fn variable(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
+/// Path of the running program.
+pub fn program() -> std::io::Result<PathBuf> {
+    env::current_exe()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_variables_and_variables_over_the_users_folders() {
+        let program = Path::new("/opt/duplex/duplex");
+        let mut environment = Environment { data_home: Some("/home/u/.local/share".into()), ..Environment::default() };
+        let root = environment.installation(program, None, 0);
+        assert_eq!((root.store, root.state), ("/var/lib/duplex".into(), "/run/duplex".into()));
+        assert_eq!(root.monitor, Path::new("/opt/duplex/duplex-vmm"));
+        assert_eq!(root.kernel, Path::new("/opt/duplex/guest/vmlinux"));
+        assert_eq!(environment.installation(program, None, 1000).store, Path::new("/home/u/.local/share/duplex"));
+        environment.root = Some("/data".into());
+        environment.libdir = Some("/usr/lib/duplex".into());
+        let set = environment.installation(program, None, 0);
+        assert_eq!((set.store, set.initramfs), ("/data".into(), "/usr/lib/duplex/guest/initramfs.cpio".into()));
+        assert_eq!(environment.installation(program, Some(Path::new("/flag")), 0).store, Path::new("/flag"));
+    }
+}

@@ -1,0 +1,154 @@
+//! Failures for people: what, why, how to mend it; and exit codes.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::io;
+
+/// Exit codes of Duplex itself. `run` exits with the command's own code where there is one, 126 if the command cannot be executed, 127 if it
+/// was not found, and 128+n if signal n ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Code {
+    /// Done.
+    Done = 0,
+    /// A verb failed; `doctor` found something that Duplex cannot work without.
+    Failed = 1,
+    /// `compare` ran the arms and they cannot be compared.
+    Refused = 2,
+    /// The command line is wrong; or `run` failed before or around the command.
+    Duplex = 125,
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Exit code.
+    pub(crate) code: Code,
+    /// The error with its causes.
+    pub(crate) error: Box<dyn Error + Send + Sync>,
+    /// How to mend it, where the error does not say so itself.
+    pub(crate) mend: Option<String>,
+}
+
+impl Failure {
+    /// A failure with the mend that its causes suggest.
+    pub(crate) fn new(code: Code, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let error = error.into();
+        let mend = mend(error.as_ref());
+        Self { code, error, mend }
+    }
+
+    /// The same with another mend.
+    pub(crate) fn mended_by(self, mend: &str) -> Self {
+        Self { mend: Some(mend.to_owned()), ..self }
+    }
+
+    /// As it is printed: the error, its causes numbered, the mend.
+    pub(crate) fn render(&self) -> String {
+        let mut text = format!("Error: {}\n", self.error);
+        let mut last = self.error.to_string();
+        let mut number = 0;
+        for cause in causes(self.error.as_ref()).skip(1) {
+            let words = cause.to_string();
+            // A transparent error repeats its source.
+            if words != last {
+                number += 1;
+                let _ = writeln!(text, "  {number}: {}", words.replace('\n', "\n     "));
+            }
+            last = words;
+        }
+        if let Some(mend) = &self.mend {
+            let _ = writeln!(text, "Hint: {mend}");
+        }
+        text
+    }
+}
+
+/// For `map_err`: a failure of a verb other than `run`.
+pub(crate) fn failed<E: Into<Box<dyn Error + Send + Sync>>>(error: E) -> Failure {
+    Failure::new(Code::Failed, error)
+}
+
+/// For `map_err`: a failure of `run`.
+pub(crate) fn run_failed<E: Into<Box<dyn Error + Send + Sync>>>(error: E) -> Failure {
+    Failure::new(Code::Duplex, error)
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+/// What the system's refusals, wherever they are in the chain, ask of the user.
+fn mend(error: &(dyn Error + 'static)) -> Option<String> {
+    let kind = causes(error).find_map(|cause| {
+        let system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let raw = cause.downcast_ref::<rustix::io::Errno>().map(|e| e.kind());
+        system.or(raw).filter(|k| hint(*k).is_some())
+    })?;
+    let said = causes(error).any(|cause| cause.to_string().contains(kind_words(kind)));
+    if said { None } else { hint(kind).map(str::to_owned) }
+}
+
+fn hint(kind: io::ErrorKind) -> Option<&'static str> {
+    match kind {
+        io::ErrorKind::PermissionDenied => Some("run it as root, or see 'duplex doctor' for what this user may do"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("free some space: 'duplex images' lists what 'duplex rmi' could remove, --root moves the store")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => Some("choose a folder that can be written with --root or DUPLEX_STATE"),
+        _ => None,
+    }
+}
+
+/// Words by which an error that names its own mend is known.
+fn kind_words(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free",
+        _ => "root",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Sample {
+        #[error("Cannot create microvm 0123456789ab")]
+        Top(#[source] Box<Sample>),
+        #[error(transparent)]
+        Same(Box<Sample>),
+        #[error("Cannot open /dev/kvm")]
+        Open(#[source] io::Error),
+        #[error("Disk full: free 12 MiB more")]
+        Full(#[source] io::Error),
+    }
+
+    fn denied() -> io::Error {
+        io::Error::from_raw_os_error(13)
+    }
+
+    #[test]
+    fn an_error_is_printed_once_with_its_causes_and_a_mend() {
+        let error = Sample::Top(Box::new(Sample::Same(Box::new(Sample::Open(denied())))));
+        assert_eq!(
+            Failure::new(Code::Duplex, error).render(),
+            "Error: Cannot create microvm 0123456789ab\n  1: Cannot open /dev/kvm\n  2: Permission denied (os error 13)\n\
+             Hint: run it as root, or see 'duplex doctor' for what this user may do\n"
+        );
+    }
+
+    #[test]
+    fn an_error_that_names_its_mend_gets_no_second_one() {
+        let full = Sample::Full(io::Error::from_raw_os_error(28));
+        assert_eq!(Failure::new(Code::Failed, full).mend, None);
+        let other = Failure::new(Code::Failed, Sample::Open(io::Error::from_raw_os_error(2)));
+        assert_eq!(other.mend, None);
+        assert!(other.mended_by("do this").render().ends_with("Hint: do this\n"));
+    }
+
+    #[test]
+    fn exit_codes_are_dockers() {
+        assert_eq!([Code::Done, Code::Failed, Code::Refused, Code::Duplex].map(|c| c as u8), [0, 1, 2, 125]);
+    }
+}

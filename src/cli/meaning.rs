@@ -1,0 +1,186 @@
+//! From what was typed to what is meant: pure, no file is opened and no variable read here.
+
+mod capabilities;
+mod command;
+
+use crate::spec::{Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, SandboxId, SandboxSpec, TerminalSize};
+
+use super::args::RunArgs;
+
+pub use capabilities::capabilities;
+pub use command::{Variables, command, environment};
+
+/// Docker's least memory limit.
+const LEAST_MEMORY: MemorySize = MemorySize(6 * MIB);
+/// Most vCPUs of a microVM.
+const MOST_VCPUS: u32 = 8;
+
+/// The fields of an image's config that decide what runs (OCI image spec, "config.md", "Properties", `config`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageDefaults {
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `Env`.
+    pub env: Vec<String>,
+    /// `WorkingDir`, empty if unset.
+    pub working_dir: String,
+    /// `User`, empty if unset.
+    pub user: String,
+}
+
+/// What the meaning of a command line depends on beside its words.
+#[allow(missing_debug_implementations, reason = "a closure is in it")]
+pub struct Surroundings<'a> {
+    /// Identity of the new sandbox.
+    pub id: SandboxId,
+    /// The caller's variables, for `-e NAME`.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Contents of the `--env-file`s, in order, each with its name.
+    pub env_files: &'a [(String, String)],
+    /// Size of the caller's terminal, if it has one.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Why a command line means nothing.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MeaningError {
+    /// Neither the image nor the user says what to run.
+    #[error("Image '{0}' has neither entrypoint nor command: name the command behind the image")]
+    NoCommand(String),
+    /// A variable without a name.
+    #[error("Variable '{0}' has no name: write NAME=VALUE, or NAME to pass the caller's value")]
+    Variable(String),
+    /// A line of an `--env-file`.
+    #[error("Line {line} of '{file}' is not NAME[=VALUE]: '{text}'")]
+    EnvFile {
+        /// The file.
+        file: String,
+        /// The line's number, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// A working folder that depends on where one stands.
+    #[error("Working folder '{0}' is not an absolute path")]
+    Workdir(String),
+    /// An unknown capability.
+    #[error("Capability '{0}' is unknown: 'man 7 capabilities' lists them, such as NET_ADMIN")]
+    Capability(String),
+    /// Docker's rule for names.
+    #[error("Name '{0}' is not two or more of letters, digits, '_', '.' and '-', the first a letter or digit")]
+    Name(String),
+    /// Not a host name.
+    #[error("Host name '{0}' is not 1 to 63 letters, digits, '.' and '-'")]
+    Hostname(String),
+    /// Less memory than anything runs in.
+    #[error("Memory of {0} is less than the least, 6 MiB")]
+    Memory(MemorySize),
+    /// More processors than a microVM can have.
+    #[error("A microVM has at most {MOST_VCPUS} CPUs, not {0}")]
+    Vcpus(u32),
+    /// Not a limit of processes.
+    #[error("Limit of processes '{0}' is neither a positive number nor -1 for no limit")]
+    Pids(i64),
+    /// An option of microVMs only.
+    #[error("{0} is for microVMs: a container runs on the host's kernel")]
+    MicroVmOnly(&'static str),
+    /// A terminal was asked for and there is none to connect.
+    #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
+    NotATerminal,
+}
+
+/// The sandbox that this command line and image describe.
+pub fn sandbox(
+    args: &RunArgs,
+    image: &ImageDefaults,
+    digest: &Digest,
+    around: &Surroundings<'_>,
+) -> Result<SandboxSpec, MeaningError> {
+    let (reference, words) = args.image_and_command.split_first().map_or(("", &[][..]), |(i, w)| (i.as_str(), w));
+    check_isolation(args)?;
+    let hostname = args.hostname.clone().unwrap_or_else(|| around.id.as_str().to_owned());
+    check_names(args.name.as_deref(), &hostname)?;
+    let variables = Variables {
+        image: &image.env,
+        files: around.env_files,
+        flags: &args.env,
+        caller: around.variable,
+        hostname: &hostname,
+        terminal: args.tty,
+    };
+    let cwd = args.workdir.clone().unwrap_or_else(|| match image.working_dir.as_str() {
+        "" => "/".to_owned(),
+        dir => dir.to_owned(),
+    });
+    if !cwd.starts_with('/') {
+        return Err(MeaningError::Workdir(cwd));
+    }
+    Ok(SandboxSpec {
+        id: around.id.clone(),
+        name: args.name.clone(),
+        isolation: args.isolation,
+        reference: reference.to_owned(),
+        image: digest.clone(),
+        process: ProcessSpec {
+            args: command(args.entrypoint.as_deref(), words, image)
+                .ok_or_else(|| MeaningError::NoCommand(reference.to_owned()))?,
+            env: environment(&variables)?,
+            cwd,
+            user: args.user.clone().unwrap_or_else(|| image.user.clone()),
+            terminal: args.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
+            stdin: args.interactive,
+            capabilities: capabilities(&args.cap_add, &args.cap_drop)?,
+            no_new_privileges: false,
+        },
+        hostname,
+        limits: limits(args)?,
+        read_only: args.read_only,
+        kernel: args.kernel.clone(),
+        kernel_log: args.kernel_log.clone(),
+    })
+}
+
+fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {
+    if args.isolation == Isolation::Container {
+        if args.kernel.is_some() {
+            return Err(MeaningError::MicroVmOnly("--kernel"));
+        }
+        if args.kernel_log.is_some() {
+            return Err(MeaningError::MicroVmOnly("--kernel-log"));
+        }
+    }
+    Ok(())
+}
+
+fn check_names(name: Option<&str>, hostname: &str) -> Result<(), MeaningError> {
+    if let Some(name) = name {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        let valid = name.len() >= 2 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
+        if !valid {
+            return Err(MeaningError::Name(name.to_owned()));
+        }
+    }
+    let valid = (1..=63).contains(&hostname.len())
+        && hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && !hostname.starts_with('-');
+    if valid { Ok(()) } else { Err(MeaningError::Hostname(hostname.to_owned())) }
+}
+
+fn limits(args: &RunArgs) -> Result<Limits, MeaningError> {
+    if let Some(memory) = args.memory.filter(|m| *m < LEAST_MEMORY) {
+        return Err(MeaningError::Memory(memory));
+    }
+    if let Some(cpus) = args.cpus.filter(|c| args.isolation == Isolation::MicroVm && c.ceil() > MOST_VCPUS) {
+        return Err(MeaningError::Vcpus(cpus.ceil()));
+    }
+    let pids = match args.pids_limit {
+        None | Some(-1 | 0) => None,
+        Some(n) => Some(u32::try_from(n).map_err(|_| MeaningError::Pids(n))?),
+    };
+    Ok(Limits { memory: args.memory, cpus: args.cpus, pids })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! One file per verb.
+
+pub(super) mod images;
+pub(super) mod rmi;

@@ -1,0 +1,38 @@
+//! `duplex rmi`.
+
+use std::collections::BTreeSet;
+
+use crate::cli::Context;
+use crate::cli::args::RmiArgs;
+use crate::cli::fail::{Code, Failure, failed};
+use crate::cli::output::{print, say};
+use crate::image::{Reference, Removed, Store};
+
+/// Removes images. One that cannot go does not keep the others.
+pub(crate) fn rmi(context: &Context, args: &RmiArgs) -> Result<u8, Failure> {
+    let store = Store::open(&context.installation.store).map_err(failed)?;
+    let mut code = Code::Done;
+    for name in &args.images {
+        match remove(&store, name) {
+            Ok(removed) => print(&removed.iter().map(line).collect::<String>())?,
+            Err(failure) => {
+                say(failure.render().trim_end());
+                code = failure.code;
+            }
+        }
+    }
+    Ok(code as u8)
+}
+
+fn remove(store: &Store, name: &str) -> Result<Vec<Removed>, Failure> {
+    let reference: Reference = name.parse().map_err(failed)?;
+    // Running sandboxes hold a lease on their image, so the store knows by itself which images are in use.
+    store.remove(&reference, &BTreeSet::new()).map_err(failed)
+}
+
+fn line(removed: &Removed) -> String {
+    match removed {
+        Removed::Untagged(reference) => format!("Untagged: {reference}\n"),
+        Removed::Image(digest) | Removed::Layer(digest) => format!("Deleted: {digest}\n"),
+    }
+}
