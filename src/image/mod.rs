@@ -12,6 +12,13 @@ mod reference;
 #[allow(dead_code, unused_imports, reason = "its writers are the registry client and the archive reader")]
 mod store;
 
+pub mod decompress;
+pub mod erofs;
+pub mod layer;
+pub mod merge;
+pub mod tar;
+pub mod tree;
+
 use std::path::PathBuf;
 
 pub use config::{ConfigError, ImageConfig};
