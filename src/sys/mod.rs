@@ -2,5 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod loopback;
 pub mod mounts;
 pub mod signals;
+pub mod spawn;
