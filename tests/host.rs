@@ -13,14 +13,18 @@ mod runner;
 
 #[path = "support/debian.rs"]
 mod debian;
+#[path = "support/tarball.rs"]
+mod tarball;
 
+#[path = "host/layers.rs"]
+mod layers;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
 
 /// The modules' cases. A new module adds its line here.
-const ALL: &[&[runner::Case]] = &[real_input::CASES, runner_itself::CASES];
+const ALL: &[&[runner::Case]] = &[layers::CASES, real_input::CASES, runner_itself::CASES];
 
 fn main() -> std::process::ExitCode {
     runner::main(ALL)
