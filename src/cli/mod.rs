@@ -14,6 +14,8 @@ pub mod meaning;
 #[allow(dead_code, reason = "run is its user")]
 mod output;
 #[allow(dead_code, reason = "run is its user")]
+mod place;
+#[allow(dead_code, reason = "run is its user")]
 mod signals;
 #[allow(dead_code, reason = "run is its user")]
 mod streams;
@@ -40,9 +42,18 @@ use crate::sys::clock::monotonic_ns;
 struct Context {
     /// When `main` began.
     began: u64,
+    /// The user.
+    uid: u32,
     environment: Environment,
     everywhere: EverywhereArgs,
     installation: Installation,
+}
+
+impl Context {
+    /// The user forbids the lab.
+    fn no_lab(&self) -> bool {
+        self.everywhere.no_lab || self.environment.no_lab
+    }
 }
 
 /// Parses the command line, runs the verb and returns its exit code.
@@ -72,10 +83,11 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
     let program = environment::program().map_err(fail::failed)?;
     let uid = rustix::process::geteuid().as_raw();
     let installation = environment.installation(&program, args.everywhere.root.as_deref(), uid);
-    let context = Context { began, environment, everywhere: args.everywhere, installation };
+    let context = Context { began, uid, environment, everywhere: args.everywhere, installation };
     match &args.verb {
         Verb::Images(args) => verbs::images::images(&context, args),
         Verb::Rmi(args) => verbs::rmi::rmi(&context, args),
+        Verb::Lab(args) => verbs::lab::lab(&context, args),
     }
 }
 
