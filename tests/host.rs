@@ -13,9 +13,13 @@ mod runner;
 
 #[path = "support/debian.rs"]
 mod debian;
+#[path = "support/inventory.rs"]
+mod inventory;
 #[path = "support/tarball.rs"]
 mod tarball;
 
+#[path = "host/bad_ends.rs"]
+mod bad_ends;
 #[path = "host/layers.rs"]
 mod layers;
 #[path = "host/real_input.rs"]
@@ -24,7 +28,7 @@ mod real_input;
 mod runner_itself;
 
 /// The modules' cases. A new module adds its line here.
-const ALL: &[&[runner::Case]] = &[layers::CASES, real_input::CASES, runner_itself::CASES];
+const ALL: &[&[runner::Case]] = &[bad_ends::CASES, layers::CASES, real_input::CASES, runner_itself::CASES];
 
 fn main() -> std::process::ExitCode {
     runner::main(ALL)
