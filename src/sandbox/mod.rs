@@ -1,6 +1,8 @@
 //! The trait over both engines, and what of a sandbox survives on disk.
 
+pub mod agent;
 pub mod cgroup;
+pub mod microvm;
 pub mod shelf;
 
 use std::os::fd::OwnedFd;

@@ -7,7 +7,7 @@
 /// What to do about a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send it: the command handles or ignores it, or its default action is not an end.
+    /// Send it: the command handles, blocks or ignores it, or its default action is not an end.
     Send,
     /// End the command with SIGKILL and report that this signal ended it.
     End,
@@ -23,8 +23,11 @@ pub fn effect(signal: u8, status: &str) -> Effect {
         let line = status.lines().find_map(|l| l.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
-    match (mask("SigCgt:"), mask("SigIgn:")) {
-        (Some(caught), Some(ignored)) if (caught | ignored) & bit == 0 && !HARMLESS.contains(&signal) => Effect::End,
+    // A blocked signal is for sigwait(3) or a signalfd: the kernel keeps it also for a namespace's first process.
+    match (mask("SigCgt:"), mask("SigIgn:"), mask("SigBlk:")) {
+        (Some(caught), Some(ignored), Some(blocked)) if (caught | ignored | blocked) & bit == 0 => {
+            if HARMLESS.contains(&signal) { Effect::Send } else { Effect::End }
+        }
         _ => Effect::Send,
     }
 }
@@ -33,7 +36,7 @@ pub fn effect(signal: u8, status: &str) -> Effect {
 mod tests {
     use super::*;
 
-    const STATUS: &str = "Name:\tsh\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000004\nSigCgt:\t0000000000000002\n";
+    const STATUS: &str = "Name:\tsh\nSigBlk:\t0000000000000200\nSigIgn:\t0000000000000004\nSigCgt:\t0000000000000002\n";
 
     #[test]
     fn only_unhandled_ends_are_ends() {
@@ -41,6 +44,7 @@ mod tests {
         assert_eq!(effect(9, STATUS), Effect::End, "KILL");
         assert_eq!(effect(2, STATUS), Effect::Send, "INT: caught");
         assert_eq!(effect(3, STATUS), Effect::Send, "QUIT: ignored");
+        assert_eq!(effect(10, STATUS), Effect::Send, "USR1: blocked, for sigwait");
         assert_eq!(effect(28, STATUS), Effect::Send, "WINCH: harmless");
         assert_eq!(effect(15, "Name:\tsh\n"), Effect::Send, "unknown");
         assert_eq!(effect(0, STATUS), Effect::Send);
