@@ -1,13 +1,14 @@
 //! The trait over both engines, and what of a sandbox survives on disk.
 
-pub mod agent;
 pub mod cgroup;
-pub mod microvm;
+pub mod container;
+pub mod etc;
+mod relay;
 pub mod shelf;
 
 use std::os::fd::OwnedFd;
 
-use crate::image::RootDisk;
+use crate::image::{Image, RootDisk};
 use crate::spec::{Digest, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
 
 /// The command's standard streams on the host's side. With a terminal, `stdin` and `stdout` are the raw byte streams of the
@@ -26,6 +27,17 @@ pub struct Stdio {
 pub trait Images: Send + Sync + std::fmt::Debug {
     /// The pieces of this image's root disk; the backend opens them at once.
     fn root_disk(&self, image: &Digest) -> Result<RootDisk, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// One resolved image: what a command runs, held by its caller's lease.
+impl Images for Image {
+    fn root_disk(&self, image: &Digest) -> Result<RootDisk, Box<dyn std::error::Error + Send + Sync>> {
+        if *image == self.manifest {
+            Ok(self.disk.clone())
+        } else {
+            Err(format!("The backend was made for the image {}, not for {image}", self.manifest).into())
+        }
+    }
 }
 
 /// Makes sandboxes of one isolation.

@@ -1,4 +1,7 @@
-//! Signal dispositions.
+//! Signals: dispositions, and sending by pidfd.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Gives every signal its default action, for a process that is about to execute a program: a Rust program ignores SIGPIPE, and what it
 /// ignores the next program would too.
@@ -17,4 +20,16 @@ pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: all bits zero is a valid sigaction, and so is what the kernel has filled in.
     let now = unsafe { now.assume_init() };
     asked == 0 && now.sa_sigaction == libc::SIG_IGN
+}
+
+/// Sends a signal of any number, real-time ones included (rustix names only the classic ones), to the process of a pidfd.
+///
+/// # Errors
+/// `ESRCH` if the process has ended and been waited for, `EINVAL` for a number that is no signal.
+pub fn send(process: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
+    let null = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open for the length of the call; a null siginfo is allowed and means "as kill(2)".
+    let failed =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::c_int::from(signal), null, 0) };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,5 +1,4 @@
 //! One file per verb.
 
 pub(super) mod images;
-pub(super) mod lab;
 pub(super) mod rmi;

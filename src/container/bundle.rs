@@ -1,0 +1,110 @@
+//! A sandbox spec as an OCI runtime config ("config.md", "config-linux.md") with Docker's defaults.
+
+use std::path::Path;
+
+use duplex_wire::{DEFAULT_OPEN_FILES, Identity};
+use libcontainer::oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::inside::tidy;
+use super::orders::Orders;
+
+/// Read by nobody inside (config-linux.md, "Masked Paths").
+const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Written by nobody inside (config-linux.md, "Readonly Paths").
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The config for a root file system that is mounted here.
+///
+/// # Errors
+/// A value that the OCI types do not take.
+pub(super) fn config(
+    orders: &Orders,
+    identity: &Identity,
+    environment: &[String],
+    root: &Path,
+) -> serde_json::Result<Spec> {
+    let spec = &orders.spec;
+    let mut linux = json!({
+        "cgroupsPath": orders.cgroup,
+        "namespaces": namespaces(orders.runtime.is_some()),
+        "maskedPaths": MASKED,
+        "readonlyPaths": READ_ONLY,
+    });
+    if orders.runtime.is_some() {
+        linux["resources"] = json!({ "devices": devices() });
+    }
+    serde_json::from_value(json!({
+        "ociVersion": "1.0.2",
+        "hostname": spec.hostname,
+        "root": { "path": root, "readonly": spec.read_only },
+        "process": {
+            "terminal": spec.process.terminal.is_some(),
+            "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups, "umask": 0o022 },
+            "args": spec.process.args,
+            "env": environment,
+            "cwd": tidy(Path::new(&spec.process.cwd)),
+            "capabilities": capabilities(orders, identity),
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": DEFAULT_OPEN_FILES.0, "hard": DEFAULT_OPEN_FILES.1 }],
+            "noNewPrivileges": spec.process.no_new_privileges,
+        },
+        "mounts": mounts(),
+        "linux": linux,
+    }))
+}
+
+/// container-init's own network namespace is the built-in runtime's container's too: it is new, with loopback up. An outside runtime makes
+/// its own.
+fn namespaces(outside: bool) -> Vec<Value> {
+    let mut kinds = vec!["pid", "mount", "ipc", "uts", "cgroup"];
+    if outside {
+        kinds.push("network");
+    }
+    kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
+}
+
+/// Root holds what the spec grants; another user holds nothing, and gains through set-user-id programs at most what the spec grants.
+fn capabilities(orders: &Orders, identity: &Identity) -> Value {
+    let names = orders.spec.process.capabilities.iter().filter_map(|c| c.name()).map(|n| format!("CAP_{n}"));
+    let granted: Vec<String> = names.collect();
+    let held: &[String] = if identity.uid == 0 { &granted } else { &[] };
+    json!({ "bounding": granted, "effective": held, "permitted": held, "inheritable": [], "ambient": [] })
+}
+
+fn mounts() -> Value {
+    let mount = |kind: &str, at: &str, options: &[&str]| json!({ "type": kind, "source": kind, "destination": at, "options": options });
+    json!([
+        mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        mount("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ])
+}
+
+/// Nothing but what every container has (config-linux.md, "Default Devices"), and the making of any node, as Docker allows.
+fn devices() -> Value {
+    let allow = |major: i64, minor: Option<i64>| json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm" });
+    let make = |kind: &str| json!({ "allow": true, "type": kind, "access": "m" });
+    let nodes =
+        [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(2)), (136, None)];
+    let mut rules = vec![json!({ "allow": false, "access": "rwm" }), make("c"), make("b")];
+    rules.extend(nodes.map(|(major, minor)| allow(major, minor)));
+    Value::Array(rules)
+}

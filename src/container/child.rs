@@ -1,0 +1,221 @@
+//! container-init: the process that makes one container and is the parent of its first process.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use duplex_wire::{Accounts, Ending, FailureKind, Identity, MAX_ACCOUNTS_FILE, UserError, environment};
+use nix::sched::CloneFlags;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+
+use super::builtin::{self, BuiltinError, Created};
+use super::execute::{self, Execute};
+use super::inside::{Inside, InsideError};
+use super::orders::{Orders, Report, Request, WireError, causes, receive, receive_orders, send};
+use super::rootfs::{self, RootfsError};
+use super::{bundle, loopback};
+use crate::sys::clock::monotonic_ns;
+
+/// Why container-init failed.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error("container-init is started by duplex itself, with a socket as its standard input")]
+    NoSocket(#[source] io::Error),
+    #[error("The keeper's orders do not arrive")]
+    Orders(#[source] WireError),
+    #[error("The orders came with {0} descriptors, at least 4 are needed")]
+    Descriptors(usize),
+    #[error("Cannot make namespaces: containers need root (CAP_SYS_ADMIN)")]
+    Namespaces(#[source] nix::errno::Errno),
+    #[error("Cannot keep mounts to this process")]
+    Propagation(#[source] rustix::io::Errno),
+    #[error("Cannot bring the loopback interface up")]
+    Loopback(#[source] io::Error),
+    #[error("The root file system cannot be mounted")]
+    Rootfs(#[source] RootfsError),
+    #[error("The root file system cannot be prepared")]
+    Inside(#[from] InsideError),
+    #[error("Cannot make the OCI bundle")]
+    Bundle(#[source] io::Error),
+    #[error("Cannot make a pipe, or read from it")]
+    Pipe(#[source] io::Error),
+    #[error(transparent)]
+    Builtin(#[from] BuiltinError),
+    #[error("Cannot wait for the container")]
+    Wait(#[source] rustix::io::Errno),
+    #[error("Cannot report to the keeper")]
+    Report(#[source] WireError),
+}
+
+/// `duplex container-init`: takes its orders from the socket that is its standard input.
+pub fn main(_: impl Iterator<Item = OsString>) -> ExitCode {
+    let control = match take_control() {
+        Ok(control) => Arc::new(control),
+        Err(_) => return ExitCode::from(125), // nobody to tell
+    };
+    match run(&control) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = send(&*control, &Report::Failed { causes: causes(&error) }, &[]);
+            ExitCode::from(125)
+        }
+    }
+}
+
+/// Takes standard input, which is the control socket, away from the programs to come.
+fn take_control() -> Result<OwnedFd, ChildError> {
+    let take = || {
+        let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+        rustix::net::sockopt::socket_type(&control)?;
+        let null = std::fs::File::open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        Ok(control)
+    };
+    take().map_err(ChildError::NoSocket)
+}
+
+fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
+    let (orders, descriptors) = receive_orders(&**control).map_err(ChildError::Orders)?;
+    let (stdio, pieces) = sort_descriptors(descriptors)?;
+    enter_namespaces(&orders)?;
+    end_with_keeper(control);
+    let (executor, refusals) = match prepare(&orders, &pieces)? {
+        Ok(ready) => ready,
+        Err((kind, text)) => {
+            return send(&**control, &Report::NotExecuted { kind, text }, &[]).map_err(ChildError::Report);
+        }
+    };
+    drop(pieces);
+    let terminal = orders.terminal().is_some();
+    let mut created = builtin::create(&orders.folder, orders.spec.id.as_str(), executor, stdio, terminal)?;
+    report_created(control, &mut created, &orders)?;
+    let (Request::Start, _) = receive(&**control).map_err(ChildError::Orders)?;
+    created.container.start().map_err(BuiltinError::Start)?;
+    if let Some((kind, text)) = execute::outcome(refusals).map_err(ChildError::Pipe)? {
+        wait(created.pid)?;
+        return send(&**control, &Report::NotExecuted { kind, text }, &[]).map_err(ChildError::Report);
+    }
+    let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
+    say(&Report::Started { at_ns: monotonic_ns() })?;
+    let ending = wait(created.pid)?;
+    say(&Report::Exited { ending, at_ns: monotonic_ns() })
+}
+
+fn sort_descriptors(descriptors: Vec<OwnedFd>) -> Result<([OwnedFd; 3], Vec<OwnedFd>), ChildError> {
+    let count = descriptors.len();
+    let mut descriptors = descriptors.into_iter();
+    match (descriptors.next(), descriptors.next(), descriptors.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) if count > 3 => Ok(([stdin, stdout, stderr], descriptors.collect())),
+        _ => Err(ChildError::Descriptors(count)),
+    }
+}
+
+/// Our own mount namespace, so that a crash leaves no mounts, and our own network namespace, which the container shares.
+fn enter_namespaces(orders: &Orders) -> Result<(), ChildError> {
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    if orders.runtime.is_none() {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    nix::sched::unshare(flags).map_err(ChildError::Namespaces)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(ChildError::Propagation)?;
+    if orders.runtime.is_none() {
+        loopback::bring_up().map_err(ChildError::Loopback)?;
+    }
+    Ok(())
+}
+
+/// From now on, when the keeper's end of the socket closes, this process dies at once, whatever it is doing.
+fn end_with_keeper(control: &Arc<OwnedFd>) {
+    let control = Arc::clone(control);
+    let watch = move || {
+        loop {
+            let mut watched = [PollFd::new(&*control, PollFlags::empty())];
+            let polled = poll(&mut watched, None);
+            if polled.is_ok() && watched[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            }
+        }
+    };
+    // Without the thread the keeper's death is seen at the next word to it.
+    let _ = std::thread::Builder::new().name("keeper-watch".into()).stack_size(64 << 10).spawn(watch);
+}
+
+type Ready = Result<(Execute, OwnedFd), execute::Refusal>;
+
+/// Mounts the root, puts into it what every container finds there, and writes the bundle.
+fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Ready, ChildError> {
+    let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
+    let inside = Inside::open(&root)?;
+    for name in ["dev", "proc", "sys"] {
+        inside.make_plain_folder(name)?;
+    }
+    let hostname = format!("{}\n", orders.spec.hostname);
+    for (name, content) in [("hosts", &orders.hosts), ("resolv.conf", &orders.resolv_conf), ("hostname", &hostname)] {
+        inside.replace_file("/etc", name, content)?;
+    }
+    let process = &orders.spec.process;
+    inside.make_folders(process.cwd.as_ref())?;
+    let identity = match identify(&inside, &process.user)? {
+        Ok(identity) => identity,
+        Err(unknown) => return Ok(Err((FailureKind::Other, unknown.to_string()))),
+    };
+    let environment = environment(process, &orders.spec.hostname, &identity);
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| ChildError::Pipe(e.into()))?;
+    let executor = match Execute::new(&process.args, &environment, writer) {
+        Ok(executor) => executor,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    write_bundle(orders, &identity, &environment, &root).map_err(ChildError::Bundle)?;
+    Ok(Ok((executor, reader)))
+}
+
+fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {
+    let read = |path| inside.read(path, MAX_ACCOUNTS_FILE).map(Option::unwrap_or_default);
+    let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
+    Ok(Identity::resolve(user, Accounts { passwd: &passwd, group: &group }))
+}
+
+fn write_bundle(
+    orders: &Orders,
+    identity: &Identity,
+    environment: &[String],
+    root: &std::path::Path,
+) -> io::Result<()> {
+    let folder = orders.folder.join("bundle");
+    std::fs::create_dir(&folder)?;
+    let config = bundle::config(orders, identity, environment, root)?;
+    std::fs::write(folder.join("config.json"), serde_json::to_vec(&config)?)
+}
+
+fn report_created(control: &OwnedFd, created: &mut Created, orders: &Orders) -> Result<(), ChildError> {
+    if let (Some(terminal), Some(size)) = (&created.terminal, orders.terminal()) {
+        let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size).map_err(|e| ChildError::Pipe(e.into()))?;
+    }
+    let report = Report::Created { at_ns: monotonic_ns() };
+    let terminal = created.terminal.take();
+    let descriptors: Vec<_> =
+        std::iter::once(created.pidfd.as_fd()).chain(terminal.as_ref().map(AsFd::as_fd)).collect();
+    send(control, &report, &descriptors).map_err(ChildError::Report)
+}
+
+fn wait(pid: Pid) -> Result<Ending, ChildError> {
+    let wait = || rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+    loop {
+        let status = wait().map_err(ChildError::Wait)?.map(|(_, status)| status);
+        if let Some(ending) = status.and_then(ending) {
+            return Ok(ending);
+        }
+    }
+}
+
+fn ending(status: WaitStatus) -> Option<Ending> {
+    let number = |n: i32| u8::try_from(n & 0xff).unwrap_or(u8::MAX);
+    let code = status.exit_status().map(|code| Ending::Code(number(code)));
+    code.or_else(|| status.terminating_signal().map(|signal| Ending::Signal(number(signal))))
+}

@@ -1,0 +1,145 @@
+//! The root file system: the image as EROFS, read-only, below an overlay whose upper layer is a tmpfs of limited size. All of it is mounted
+//! in the caller's own mount namespace and gone with it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, move_mount,
+};
+
+use crate::sys::loops;
+
+/// Where things are mounted below the sandbox's folder.
+const LOWER: &str = "mnt/lower";
+const SCRATCH: &str = "mnt/scratch";
+const ROOT: &str = "mnt/root";
+
+/// Why the root file system cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RootfsError {
+    /// The image's EROFS is refused.
+    #[error("Cannot mount the image (EROFS of {pieces} pieces); the kernel's log says what it dislikes")]
+    Image {
+        pieces: usize,
+        #[source]
+        source: io::Error,
+    },
+    /// Neither files nor loop devices can be mounted.
+    #[error("The image cannot be mounted from its files here, and there is no loop device for it (`modprobe loop`)")]
+    Loop(#[source] io::Error),
+    /// This kernel mounts no EROFS at all.
+    #[error("The kernel knows no EROFS: load it with `modprobe erofs`, or use a kernel that has CONFIG_EROFS_FS")]
+    NoErofs(#[source] io::Error),
+    /// The tmpfs or the overlay is refused.
+    #[error("Cannot mount the {what} at {path}")]
+    Mount {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A mount point cannot be made.
+    #[error("Cannot make {path}")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Mounts the root and returns where it is.
+pub(super) fn mount(folder: &Path, pieces: &[OwnedFd], scratch_bytes: Option<u64>) -> Result<PathBuf, RootfsError> {
+    for part in [LOWER, SCRATCH, ROOT] {
+        let path = folder.join(part);
+        std::fs::create_dir_all(&path).map_err(|source| RootfsError::Folder { path, source })?;
+    }
+    let lower = mount_image(pieces)?;
+    attach(&lower, "image", &folder.join(LOWER))?;
+    let scratch = mount_scratch(folder, scratch_bytes)?;
+    let root = folder.join(ROOT);
+    let overlay = mount_overlay(&lower, &scratch);
+    let overlay = overlay.map_err(|e| RootfsError::Mount { what: "overlay", path: root.clone(), source: e.into() })?;
+    attach(&overlay, "overlay", &root)?;
+    Ok(root)
+}
+
+/// The image on a mount of its own, attached nowhere yet. From its files if the kernel can (Linux 6.12, and files on a file system with a
+/// page cache of the usual kind: not tmpfs), else from loop devices.
+fn mount_image(pieces: &[OwnedFd]) -> Result<OwnedFd, RootfsError> {
+    match mount_erofs(pieces) {
+        Err(RootfsError::Image { source, .. }) if source.raw_os_error() == Some(libc::ENOTBLK) => {
+            let devices = pieces.iter().map(|piece| loops::attach(piece.as_fd()).map(OwnedFd::from));
+            let devices: Vec<OwnedFd> = devices.collect::<io::Result<_>>().map_err(RootfsError::Loop)?;
+            mount_erofs(&devices)
+        }
+        other => other,
+    }
+}
+
+fn mount_erofs(pieces: &[OwnedFd]) -> Result<OwnedFd, RootfsError> {
+    let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| RootfsError::NoErofs(e.into()))?;
+    let configure = || {
+        for (key, piece) in std::iter::once("source").chain(std::iter::repeat("device")).zip(pieces) {
+            fsconfig_set_string(&context, key, by_number(piece))?;
+        }
+        fsconfig_set_flag(&context, "ro")?;
+        fsconfig_create(&context)?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY | harmless())
+    };
+    configure().map_err(|e| RootfsError::Image { pieces: pieces.len(), source: e.into() })
+}
+
+/// A tmpfs for what the container writes. Its pages are charged to the cgroup of whoever writes them.
+fn mount_scratch(folder: &Path, bytes: Option<u64>) -> Result<OwnedFd, RootfsError> {
+    let path = folder.join(SCRATCH);
+    let make = || {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, "source", "duplex")?;
+        fsconfig_set_string(&context, "mode", "0755")?;
+        if let Some(bytes) = bytes {
+            fsconfig_set_string(&context, "size", bytes.to_string())?;
+        }
+        fsconfig_create(&context)?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, harmless())
+    };
+    let scratch = make().map_err(|e| RootfsError::Mount { what: "tmpfs", path: path.clone(), source: e.into() })?;
+    attach(&scratch, "tmpfs", &path)?;
+    for part in ["upper", "work"] {
+        rustix::fs::mkdirat(&scratch, part, Mode::from(0o755))
+            .map_err(|e| RootfsError::Folder { path: path.join(part), source: e.into() })?;
+    }
+    Ok(scratch)
+}
+
+fn mount_overlay(lower: &OwnedFd, scratch: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::openat(scratch, "upper", flags, Mode::empty())?;
+    let work = rustix::fs::openat(scratch, "work", flags, Mode::empty())?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("lowerdir", lower), ("upperdir", &upper), ("workdir", &work)] {
+        fsconfig_set_string(&context, key, by_number(value))?;
+    }
+    fsconfig_set_string(&context, "source", "duplex")?;
+    fsconfig_create(&context)?;
+    // No device nodes from an image: the container's own are on the tmpfs at /dev. Set-user-id programs work, as with Docker.
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+}
+
+/// For mounts that only the overlay looks into.
+fn harmless() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID
+}
+
+/// A descriptor as a path: mount options are short (256 bytes) and paths may not be, and what is open cannot be exchanged.
+fn by_number(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn attach(mount: impl AsFd, what: &'static str, path: &Path) -> Result<(), RootfsError> {
+    let attached = move_mount(mount.as_fd(), "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    attached.map_err(|e| RootfsError::Mount { what, path: path.to_owned(), source: e.into() })
+}

@@ -1,0 +1,349 @@
+//! Containers behind the trait: shelf and cgroup are ours, the rest is the engine's (`crate::container`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use duplex_wire::{Ending, FailureKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::cgroup::{Cgroup, CgroupError};
+use super::relay::Relay;
+use super::shelf::{Shelf, ShelfError, Slot};
+use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio, etc};
+use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
+use crate::container::orders::Orders;
+use crate::spec::{Exit, Installation, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec, State};
+use crate::spec::{TerminalSize, Usage};
+use crate::sys::clock::monotonic_ns;
+
+/// Most pieces of a root disk: what one packet carries beside the rest.
+const PIECES: usize = 240;
+
+const SIGKILL: u8 = 9;
+
+/// Runs sandboxes as containers of this host's kernel.
+#[derive(Debug)]
+pub struct ContainerBackend {
+    duplex: PathBuf,
+    state: PathBuf,
+    images: Arc<dyn Images>,
+    runtime: Option<PathBuf>,
+}
+
+/// Why a container cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+enum ContainerError {
+    #[error("The image cannot be used")]
+    Image(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("Cannot open {path}, a piece of the image")]
+    Piece {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
+    Pieces(usize),
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error("Cannot open /dev/null")]
+    Null(#[source] io::Error),
+    #[error("Cannot serve the terminal")]
+    Relay(#[source] io::Error),
+    #[error("Cannot send signal {signal}")]
+    Signal {
+        signal: u8,
+        #[source]
+        source: io::Error,
+    },
+    #[error("It is not in a state for that: {0:?}")]
+    State(State),
+}
+
+impl ContainerBackend {
+    /// Containers by the built-in runtime.
+    pub fn new(installation: &Installation, images: Arc<dyn Images>) -> Self {
+        let (duplex, state) = (installation.duplex.clone(), installation.state.clone());
+        Self { duplex, state, images, runtime: None }
+    }
+
+    fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
+        let pieces = self.open_pieces(spec)?;
+        let mut moments = Moments::default();
+        moments.note(Moment::ImageReady, monotonic_ns());
+        let slot = Shelf::open(&self.state)?.reserve(spec)?;
+        let cgroup = Arc::new(Cgroup::create(&spec.id, &spec.limits)?);
+        let orders = Orders {
+            spec: spec.clone(),
+            folder: slot.path().to_owned(),
+            cgroup: cgroup.path_in_hierarchy(),
+            scratch_bytes: spec.limits.memory.map(|m| m.0 / 2),
+            hosts: etc::hosts(&spec.hostname),
+            resolv_conf: etc::resolv_conf(),
+            runtime: self.runtime.clone(),
+        };
+        let (streams, ours) = split(stdio, spec.process.terminal.is_some())?;
+        let creation = launch::create(&self.duplex, &orders, streams, pieces)?;
+        let mut sandbox = ContainerSandbox {
+            life: Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None }),
+            relay: None,
+            id: spec.id.clone(),
+            cgroup,
+            slot: Some(slot),
+            remote: None,
+            moments,
+        };
+        match creation {
+            Creation::Not(kind, text) => sandbox.life = Life::Doomed(refused(kind, text)),
+            Creation::Ready(launched) => {
+                sandbox.moments.note(Moment::MachineReady, launched.created_at_ns);
+                sandbox.take(launched, ours)?;
+            }
+        }
+        Ok(sandbox)
+    }
+
+    fn open_pieces(&self, spec: &SandboxSpec) -> Result<Vec<OwnedFd>, ContainerError> {
+        let disk = self.images.root_disk(&spec.image).map_err(ContainerError::Image)?;
+        if disk.pieces.len() > PIECES {
+            return Err(ContainerError::Pieces(disk.pieces.len()));
+        }
+        let open = |path: &Path| File::open(path).map(OwnedFd::from);
+        let opened = disk.pieces.iter().map(|piece| {
+            open(&piece.path).map_err(|source| ContainerError::Piece { path: piece.path.clone(), source })
+        });
+        opened.collect()
+    }
+}
+
+/// The streams that the container gets, and those that stay here for its terminal.
+fn split(stdio: Stdio, terminal: bool) -> Result<([OwnedFd; 3], Option<Stdio>), ContainerError> {
+    let null =
+        || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from).map_err(ContainerError::Null);
+    if terminal {
+        return Ok(([null()?, null()?, null()?], Some(stdio)));
+    }
+    let stdin = stdio.stdin.map_or_else(null, Ok)?;
+    Ok(([stdin, stdio.stdout, stdio.stderr], None))
+}
+
+impl Backend for ContainerBackend {
+    fn isolation(&self) -> Isolation {
+        Isolation::Container
+    }
+
+    fn create(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let made = self.make(spec, stdio).map_err(|e| wrapped("create", &spec.id, e))?;
+        Ok(Box::new(made))
+    }
+}
+
+/// One container. The order of the fields is the order in which a dropped one is taken apart.
+#[derive(Debug)]
+struct ContainerSandbox {
+    life: Life,
+    relay: Option<Relay>,
+    id: SandboxId,
+    cgroup: Arc<Cgroup>,
+    slot: Option<Slot>,
+    remote: Option<ContainerRemote>,
+    moments: Moments,
+}
+
+/// ```text
+/// Created -> Running -> Ended
+///        \------------> Ended      (the command cannot be executed)
+/// Doomed -------------> Ended      (known before anything ran)
+/// ```
+#[derive(Debug)]
+enum Life {
+    Created(Launched),
+    Doomed(Outcome),
+    Running(Launched),
+    Ended(Outcome),
+}
+
+impl ContainerSandbox {
+    fn take(&mut self, launched: Launched, ours: Option<Stdio>) -> Result<(), ContainerError> {
+        let (process, terminal) = (Arc::clone(&launched.process), launched.terminal.clone());
+        self.remote =
+            Some(ContainerRemote { id: self.id.clone(), process, terminal, cgroup: Arc::clone(&self.cgroup) });
+        let terminal = launched.terminal.clone();
+        self.life = Life::Created(launched);
+        if let (Some(terminal), Some(stdio)) = (terminal, ours) {
+            self.relay = Some(Relay::start(terminal, stdio).map_err(ContainerError::Relay)?);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, exit: Exit, reason: Option<String>) -> Outcome {
+        let oom = self.cgroup.oom_kills().is_some_and(|kills| kills > 0);
+        let outcome = Outcome { exit, oom, reason };
+        self.life = Life::Ended(outcome.clone());
+        outcome
+    }
+
+    fn run(&mut self) -> Result<(), ContainerError> {
+        let ended = || Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None });
+        match std::mem::replace(&mut self.life, ended()) {
+            Life::Created(mut launched) => match launched.start()? {
+                Started::At(at_ns) => {
+                    self.moments.note(Moment::Started, at_ns);
+                    self.life = Life::Running(launched);
+                }
+                Started::Not(kind, text) => {
+                    drop(launched);
+                    let refused = refused(kind, text);
+                    self.end(refused.exit, refused.reason);
+                }
+            },
+            Life::Doomed(outcome) => self.life = Life::Ended(outcome),
+            other => {
+                self.life = other;
+                return Err(ContainerError::State(self.state()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sandbox for ContainerSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    fn state(&self) -> State {
+        match &self.life {
+            Life::Created(_) | Life::Doomed(_) => State::Created,
+            Life::Running(launched) if !has_ended(&launched.process) => State::Running,
+            Life::Running(_) | Life::Ended(_) => State::Exited,
+        }
+    }
+
+    fn start(&mut self) -> Result<(), SandboxError> {
+        self.run().map_err(|e| wrapped("start", &self.id, e))
+    }
+
+    fn remote(&self) -> Box<dyn Remote> {
+        match &self.remote {
+            Some(remote) => Box::new(remote.clone()),
+            None => Box::new(NobodyThere),
+        }
+    }
+
+    fn wait(&mut self) -> Result<Outcome, SandboxError> {
+        let ended = match &mut self.life {
+            Life::Ended(outcome) => return Ok(outcome.clone()),
+            Life::Running(launched) => launched.wait(),
+            Life::Created(_) | Life::Doomed(_) => {
+                return Err(wrapped("wait for", &self.id, ContainerError::State(State::Created)));
+            }
+        };
+        let (exit, reason) = match ended {
+            Ok((ending, at_ns)) => {
+                self.moments.note(Moment::Exited, at_ns);
+                (exit_of(ending), None)
+            }
+            Err(error) => (Exit::SandboxFailed, Some(chain(&error))),
+        };
+        if let Some(relay) = &mut self.relay {
+            relay.finish();
+        }
+        Ok(self.end(exit, reason))
+    }
+
+    fn usage(&self) -> Usage {
+        self.cgroup.usage()
+    }
+
+    fn moments(&self) -> Moments {
+        self.moments.clone()
+    }
+
+    fn remove(mut self: Box<Self>) -> Result<(), SandboxError> {
+        let outcome = Outcome { exit: Exit::SandboxFailed, oom: false, reason: None };
+        drop(std::mem::replace(&mut self.life, Life::Ended(outcome)));
+        drop(self.relay.take());
+        let released = self.slot.take().map_or(Ok(()), Slot::release);
+        released.map_err(|e| wrapped("remove", &self.id, e.into()))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ContainerRemote {
+    id: SandboxId,
+    process: Arc<OwnedFd>,
+    terminal: Option<Arc<OwnedFd>>,
+    cgroup: Arc<Cgroup>,
+}
+
+impl Remote for ContainerRemote {
+    fn signal(&self, signal: u8) -> Result<(), SandboxError> {
+        let sent = crate::sys::signals::send(self.process.as_fd(), signal);
+        if signal == SIGKILL {
+            self.cgroup.kill().map_err(|e| wrapped("kill", &self.id, e.into()))?;
+        }
+        match sent {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()), // it has ended meanwhile
+            other => other.map_err(|source| wrapped("signal", &self.id, ContainerError::Signal { signal, source })),
+        }
+    }
+
+    fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
+        let Some(terminal) = &self.terminal else { return Ok(()) };
+        let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|e| wrapped("resize", &self.id, ContainerError::Relay(e.into())))
+    }
+}
+
+/// Reaches a command that will never be executed.
+struct NobodyThere;
+
+impl Remote for NobodyThere {
+    fn signal(&self, _: u8) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
+    fn resize(&self, _: TerminalSize) -> Result<(), SandboxError> {
+        Ok(())
+    }
+}
+
+/// A pidfd becomes readable when its process ends (pidfd_open(2)).
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
+}
+
+fn exit_of(ending: Ending) -> Exit {
+    match ending {
+        Ending::Code(code) => Exit::Code(code),
+        Ending::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
+fn refused(kind: FailureKind, text: String) -> Outcome {
+    let exit = match kind {
+        FailureKind::NotFound => Exit::NotFound,
+        FailureKind::CannotExecute => Exit::CannotExecute,
+        FailureKind::Other => Exit::SandboxFailed,
+    };
+    Outcome { exit, oom: false, reason: Some(text) }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let texts = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
+}
+
+fn wrapped(operation: &'static str, id: &SandboxId, source: ContainerError) -> SandboxError {
+    SandboxError { operation, isolation: Isolation::Container, id: id.clone(), source: Box::new(source) }
+}

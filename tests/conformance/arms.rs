@@ -1,0 +1,42 @@
+//! The backends that the promises are tried on.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use duplex::sandbox::container::ContainerBackend;
+use duplex::spec::Installation;
+
+use super::image::{self, OneFile};
+use super::stage::Stage;
+use crate::runner::Skip;
+
+/// `duplex`, copied to the temporary folder once: in the lab every page of a program on the shared root costs a trip to the host.
+fn program() -> PathBuf {
+    static COPY: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_duplex"), dir.path().join("duplex")).unwrap();
+        dir
+    });
+    COPY.path().join("duplex")
+}
+
+/// Where everything is, with a state folder of its own.
+fn installation(state: &Path) -> Installation {
+    let duplex = program();
+    Installation {
+        monitor: PathBuf::new(),
+        kernel: PathBuf::new(),
+        initramfs: PathBuf::new(),
+        workloads: PathBuf::new(),
+        store: state.join("store"),
+        state: state.to_owned(),
+        duplex,
+    }
+}
+
+pub(crate) fn container() -> Result<Stage, Skip> {
+    let state = tempfile::tempdir().unwrap();
+    let images = Arc::new(OneFile(image::path()?.to_owned()));
+    let backend = ContainerBackend::new(&installation(state.path()), images);
+    Ok(Stage::new(Box::new(backend), state))
+}

@@ -1,0 +1,68 @@
+//! What a command finds on its root file system, and what it cannot reach.
+
+use duplex::spec::Exit;
+
+use super::stage::Stage;
+use crate::runner::Verdict;
+
+pub(crate) fn read_only_root_refuses_writes(stage: &Stage) -> Verdict {
+    let script =
+        "touch /x; echo $?; touch /etc/hosts; echo $?; rm /bin/cat; echo $?; echo x > /dev/shm/ok && cat /dev/shm/ok";
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    spec.read_only = true;
+    spec.process.cwd = "/made/even/so".into();
+    let ran = stage.run(&spec);
+    assert_eq!(ran.good(), "1\n1\n1\nx\n");
+    let words = String::from_utf8_lossy(&ran.stderr).matches("Read-only file system").count();
+    assert_eq!(words, 3, "{}", String::from_utf8_lossy(&ran.stderr));
+    Ok(())
+}
+
+pub(crate) fn files_come_and_go_on_the_overlay(stage: &Stage) -> Verdict {
+    let script = "set -e
+        cd /work/deep; test $(ls | wc -l) = 200
+        for n in $(seq 0 99); do echo changed > $n; done
+        for n in $(seq 100 149); do rm $n; done
+        mkdir new; for n in $(seq 150 199); do mv $n new/; done
+        ln 0 hard; ln -s 0 soft; chmod 600 1; chown 1000:1001 2
+        test $(ls | wc -l) = 103; test $(ls new | wc -l) = 50; test \"$(cat hard soft)\" = \"changed
+changed\"
+        test $(stat -c %a:%u 1 2 | tr '\\n' ' ' | cut -d' ' -f1,2 | tr ' ' ,) = 600:0,644:1000
+        rm -r new hard soft; dd if=/dev/zero of=big bs=1M count=20 2>/dev/null; test $(stat -c %s big) = 20971520
+        sync; rm big; echo fine";
+    assert_eq!(stage.shell(script).good(), "fine\n");
+    assert_eq!(stage.shell("ls /work/deep | wc -l").good(), "200\n", "the next sandbox finds the image as it was");
+    Ok(())
+}
+
+pub(crate) fn etc_files_are_ours(stage: &Stage) -> Verdict {
+    let text = stage
+        .shell(
+            "cat /etc/hostname; hostname; grep -c localhost /etc/hosts; grep -w box /etc/hosts; cat /etc/resolv.conf",
+        )
+        .good();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["box", "box"]);
+    assert_eq!(lines[3].split_whitespace().collect::<Vec<_>>(), ["127.0.0.1", "box"]);
+    assert!(lines[4].starts_with('#'), "{text}");
+    Ok(())
+}
+
+pub(crate) fn nothing_of_the_host_is_seen(stage: &Stage) -> Verdict {
+    let here = stage.state.path().display().to_string();
+    let script = format!(
+        "set -e
+        test $$ = 1; test $(ls /proc | grep -c '^[0-9]*$') -le 4
+        test ! -e {here}; test -z \"$(grep {here} /proc/mounts)\"
+        ls /proc/self/fd | tr '\\n' ' '; ifconfig lo | grep -c '127.0.0.1'; ifconfig -a | grep -c '^[a-z]'
+        test -d /dev/pts; test -c /dev/null; test ! -e /dev/fd/9; touch /proc/sys/kernel/hostname 2>/dev/null && exit 9
+        mknod /tmp/disk b 8 0 2>/dev/null && head -c 1 /tmp/disk 2>/dev/null && exit 10
+        mknod /dev/mem2 c 1 1 2>/dev/null && head -c 1 /dev/mem2 2>/dev/null && exit 11
+        mount -t tmpfs none /mnt 2>/dev/null && exit 12
+        echo fine"
+    );
+    let text = stage.shell(&script);
+    assert_eq!(text.outcome.exit, Exit::Code(0), "{text:?}");
+    assert_eq!(text.text(), "0 1 2 3 1\n1\nfine\n");
+    Ok(())
+}

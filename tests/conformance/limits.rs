@@ -1,0 +1,83 @@
+//! Limits hold, and nothing is left.
+
+use std::path::Path;
+
+use duplex::spec::{Cpus, Exit, MemorySize};
+
+use super::stage::Stage;
+use crate::runner::Verdict;
+
+pub(crate) fn memory_ends_with_137(stage: &Stage) -> Verdict {
+    let mut spec = stage.spec(&["sh", "-c", "exec tail /dev/zero"]);
+    spec.limits.memory = Some(MemorySize(96 << 20));
+    let ran = stage.run(&spec);
+    assert_eq!(ran.outcome.exit.code(), 137, "{:?}", ran.outcome);
+    assert!(ran.outcome.oom, "{:?}", ran.outcome);
+    Ok(())
+}
+
+pub(crate) fn processes_are_counted(stage: &Stage) -> Verdict {
+    let script = "n=0; while [ $n -lt 40 ]; do sleep 30 & n=$((n+1)); done 2>/dev/null; ls /proc | grep -c '^[0-9]*$'; kill $(jobs -p)";
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    spec.limits.pids = Some(20);
+    spec.limits.cpus = Some(Cpus(1500));
+    let ran = stage.run(&spec);
+    let seen: u32 = ran.text().trim().parse().unwrap_or(0);
+    assert!(seen <= 20, "{seen} processes with a limit of 20: {ran:?}");
+    Ok(())
+}
+
+/// No process, mount, cgroup or file, whether the sandbox ends by itself, is dropped at work, or is never started.
+pub(crate) fn nothing_is_left(stage: &Stage) -> Verdict {
+    let mut ids = Vec::new();
+    for round in 0..6 {
+        let spec = stage.spec(&["sh", "-c", "echo ready; (sleep 600 &) ; sleep 600"]);
+        ids.push(spec.id.to_string());
+        match round % 3 {
+            0 => {
+                let mut running = stage.start(&spec);
+                running.stdout.until("ready");
+                drop(running);
+            }
+            1 => {
+                let mut running = stage.start(&spec);
+                running.stdout.until("ready");
+                assert!(running.sandbox.usage().memory_bytes.is_some_and(|b| b > 0));
+                assert!(running.sandbox.usage().pids.is_some_and(|p| p > 0));
+                running.sandbox.remote().signal(9).unwrap();
+                assert_eq!(running.finish().outcome.exit, Exit::Signal(9));
+            }
+            _ => assert_eq!(stage.shell("exit 0").outcome.exit, Exit::Code(0)),
+        }
+    }
+    let left = inventory(stage.state.path(), &ids);
+    assert!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+/// What on this host still has to do with these sandboxes.
+pub(crate) fn inventory(state: &Path, ids: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(state).unwrap().map(|e| e.unwrap()) {
+        if entry.file_name() != "names" {
+            found.push(format!("file {}", entry.path().display()));
+        }
+    }
+    found.extend(
+        ids.iter()
+            .map(|id| format!("/sys/fs/cgroup/duplex/{id}"))
+            .filter(|p| Path::new(p).exists())
+            .map(|p| format!("cgroup {p}")),
+    );
+    let state = state.display().to_string();
+    for process in std::fs::read_dir("/proc").unwrap().map(|e| e.unwrap().path()) {
+        let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
+        if read("mountinfo").contains(&state) {
+            found.push(format!("mount in {}", process.display()));
+        }
+        if ids.iter().any(|id| read("cgroup").contains(id.as_str())) {
+            found.push(format!("process {}", process.display()));
+        }
+    }
+    found
+}

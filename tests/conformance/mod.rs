@@ -1,0 +1,50 @@
+//! The promises of `Sandbox`, each run on every backend that claims it. A promise is one function; the table stamps it on the arms.
+
+mod arms;
+mod files;
+mod image;
+mod limits;
+mod process;
+mod stage;
+
+use crate::runner::{Case, Need};
+
+/// Cases `conformance::ARM::PROMISE` for every arm and promise.
+macro_rules! promises {
+    ($($arm:ident $needs:tt),* $(,)? => $promises:tt) => {
+        &[$(promises!(@arm $arm $needs $promises)),*]
+    };
+    (@arm $arm:ident $needs:tt [$($module:ident :: $promise:ident),* $(,)?]) => {
+        &[$(Case {
+            name: concat!("conformance::", stringify!($arm), "::", stringify!($promise)),
+            needs: &$needs,
+            run: || $module::$promise(&arms::$arm()?),
+        }),*]
+    };
+}
+
+pub(crate) const CASES: &[&[Case]] = promises! {
+    container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")]
+    => [
+        process::exit_code,
+        process::signal_ends_the_command,
+        process::streams_stay_apart,
+        process::stdin_arrives_whole,
+        process::environment_is_the_specs,
+        process::working_folder_is_made,
+        process::users_come_from_the_image,
+        process::not_found_is_127,
+        process::not_executable_is_126,
+        process::unknown_user_is_told,
+        process::terminal_has_its_size,
+        process::term_does_not_end_a_first_process_without_a_handler,
+        process::kill_always_ends,
+        files::read_only_root_refuses_writes,
+        files::files_come_and_go_on_the_overlay,
+        files::etc_files_are_ours,
+        files::nothing_of_the_host_is_seen,
+        limits::memory_ends_with_137,
+        limits::processes_are_counted,
+        limits::nothing_is_left,
+    ]
+};
