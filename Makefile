@@ -19,7 +19,8 @@ build: deps
 	install -m 755 target/$(PROFILE)/duplex $(STATIC)/duplex-vmm $(OUT)/
 	$(STATIC)/duplex-pack initramfs $(STATIC)/duplex-agent $(OUT)/guest/initramfs.cpio
 	$(STATIC)/duplex-pack workloads $(STATIC)/duplex-workloads $(OUT)/guest/workloads.tar
-	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux
+	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || \
+		{ xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux.part && mv $(OUT)/guest/vmlinux.part $(OUT)/guest/vmlinux; }
 
 # The embedded image in both isolations, side by side.
 compare: build

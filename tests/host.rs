@@ -13,16 +13,24 @@ mod runner;
 
 #[path = "support/debian.rs"]
 mod debian;
+#[path = "support/inventory.rs"]
+mod inventory;
+#[path = "support/tarball.rs"]
+mod tarball;
 
+#[path = "host/bad_ends.rs"]
+mod bad_ends;
 #[path = "conformance/mod.rs"]
 mod conformance;
+#[path = "host/layers.rs"]
+mod layers;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
 
 /// The modules' cases. A new module adds its line here.
-const ALL: &[&[runner::Case]] = &[real_input::CASES, runner_itself::CASES];
+const ALL: &[&[runner::Case]] = &[bad_ends::CASES, layers::CASES, real_input::CASES, runner_itself::CASES];
 
 fn main() -> std::process::ExitCode {
     runner::main(&[ALL, conformance::CASES].concat())

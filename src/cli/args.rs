@@ -44,6 +44,8 @@ pub enum Verb {
     Images(ImagesArgs),
     /// Remove images from the store
     Rmi(RmiArgs),
+    /// The emulated KVM host for machines without usable KVM
+    Lab(LabArgs),
 }
 
 /// How a result is printed.

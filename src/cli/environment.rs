@@ -1,8 +1,10 @@
 //! What the caller's environment says: the only place that reads it.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::lab::MARK;
 use crate::spec::Installation;
 
 /// The variables that Duplex reads, read once.
@@ -28,9 +30,6 @@ pub struct Environment {
     pub runtime_dir: Option<PathBuf>,
 }
 
-/// The mark that the lab sets for what runs in it.
-pub const IN_LAB: &str = "DUPLEX_IN_LAB";
-
 impl Environment {
     /// Reads the caller's environment.
     pub fn read() -> Self {
@@ -41,7 +40,7 @@ impl Environment {
             state: path("DUPLEX_STATE"),
             libdir: path("DUPLEX_LIBDIR"),
             no_lab: flag("DUPLEX_NO_LAB"),
-            in_lab: flag(IN_LAB),
+            in_lab: flag(MARK),
             log: env::var("DUPLEX_LOG").ok().filter(|v| !v.is_empty()),
             no_color: env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()),
             data_home: path("XDG_DATA_HOME").or_else(|| path("HOME").map(|home| home.join(".local/share"))),
@@ -49,12 +48,17 @@ impl Environment {
         }
     }
 
+    /// Folder of this user's data; the image store unless something else is said.
+    pub fn data_folder(&self, uid: u32) -> PathBuf {
+        let data = if uid == 0 { None } else { self.data_home.clone() };
+        data.unwrap_or_else(|| "/var/lib".into()).join("duplex")
+    }
+
     /// Where the parts of Duplex and its data are. `root` is what `--root` says; `uid` decides between the system's folders
     /// and the user's own.
     pub fn installation(&self, program: &Path, root: Option<&Path>, uid: u32) -> Installation {
         let lib = self.libdir.clone().unwrap_or_else(|| program.parent().unwrap_or(Path::new("/")).to_owned());
         let store = root.map(Path::to_owned).or_else(|| self.root.clone());
-        let data = if uid == 0 { None } else { self.data_home.clone() };
         let runtime = if uid == 0 { None } else { self.runtime_dir.clone() };
         Installation {
             duplex: program.to_owned(),
@@ -62,7 +66,7 @@ impl Environment {
             kernel: lib.join("guest/vmlinux"),
             initramfs: lib.join("guest/initramfs.cpio"),
             workloads: lib.join("guest/workloads.tar"),
-            store: store.unwrap_or_else(|| data.unwrap_or_else(|| "/var/lib".into()).join("duplex")),
+            store: store.unwrap_or_else(|| self.data_folder(uid)),
             state: self.state.clone().unwrap_or_else(|| runtime.unwrap_or_else(|| "/run".into()).join("duplex")),
         }
     }
@@ -71,6 +75,16 @@ impl Environment {
 /// The value of the caller's variable, as `-e NAME` passes it on.
 pub fn variable(name: &str) -> Option<String> {
     env::var(name).ok()
+}
+
+/// All variables, for a command in the lab.
+pub fn all() -> Vec<(OsString, OsString)> {
+    env::vars_os().collect()
+}
+
+/// Folders where programs are looked up.
+pub fn search_path() -> Vec<PathBuf> {
+    env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
 }
 
 /// Path of the running program.

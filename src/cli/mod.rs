@@ -14,6 +14,8 @@ pub mod meaning;
 #[allow(dead_code, reason = "run is its user")]
 mod output;
 #[allow(dead_code, reason = "run is its user")]
+mod place;
+#[allow(dead_code, reason = "run is its user")]
 mod signals;
 #[allow(dead_code, reason = "run is its user")]
 mod streams;
@@ -30,6 +32,7 @@ use clap::error::ErrorKind;
 use self::args::{DuplexArgs, EverywhereArgs, Verb};
 use self::environment::Environment;
 use self::fail::{Code, Failure};
+use crate::lab;
 use crate::spec::Installation;
 use crate::sys::clock::monotonic_ns;
 
@@ -39,15 +42,28 @@ use crate::sys::clock::monotonic_ns;
 struct Context {
     /// When `main` began.
     began: u64,
+    /// The user.
+    uid: u32,
     environment: Environment,
     everywhere: EverywhereArgs,
     installation: Installation,
+}
+
+impl Context {
+    /// The user forbids the lab.
+    fn no_lab(&self) -> bool {
+        self.everywhere.no_lab || self.environment.no_lab
+    }
 }
 
 /// Parses the command line, runs the verb and returns its exit code.
 pub fn main() -> ExitCode {
     let began = monotonic_ns();
     let words: Vec<OsString> = std::env::args_os().collect();
+    // The lab's keeper and what it boots are this program too.
+    if let Some(code) = words.get(1..).and_then(lab::hidden_verb) {
+        return ExitCode::from(code);
+    }
     // Hidden: the process of one container, with nothing of the command line's own in it.
     if words.get(1).is_some_and(|word| word == "container-init") {
         return crate::container::child::main(words.into_iter().skip(2));
@@ -71,10 +87,11 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
     let program = environment::program().map_err(fail::failed)?;
     let uid = rustix::process::geteuid().as_raw();
     let installation = environment.installation(&program, args.everywhere.root.as_deref(), uid);
-    let context = Context { began, environment, everywhere: args.everywhere, installation };
+    let context = Context { began, uid, environment, everywhere: args.everywhere, installation };
     match &args.verb {
         Verb::Images(args) => verbs::images::images(&context, args),
         Verb::Rmi(args) => verbs::rmi::rmi(&context, args),
+        Verb::Lab(args) => verbs::lab::lab(&context, args),
     }
 }
 

@@ -28,7 +28,7 @@ pub use drive::{CompareError, Given, Step, compare};
 pub use facts::{HostFacts, host_facts};
 pub use meters::MemorySample;
 pub use plan::{Arm, ArmError, Plan, arms};
-pub use record::{ArmRecord, Comparison, MemoryRun, Record, Run, SCHEMA, Summary};
+pub use record::{ArmRecord, Build, Comparison, MemoryRun, Record, Run, SCHEMA, Summary};
 pub use runner::{Observation, Runner, RunnerError, Trace};
 pub use spawn::{Interrupt, Spawner};
 pub use stats::{Ratio, Spread};

@@ -6,10 +6,17 @@
 //! embedded ─┘        └──> merge, erofs   ─> store (one metadata image per image)  ─> RootDisk
 //! ```
 
-#[allow(dead_code, reason = "its readers are the registry client and the archive reader")]
+mod archive;
 mod config;
+mod embedded;
+#[cfg(test)]
+mod fixture;
+mod ingest;
+mod manifest;
+mod progress;
+mod pull;
 mod reference;
-#[allow(dead_code, unused_imports, reason = "its writers are the registry client and the archive reader")]
+mod registry;
 mod store;
 
 pub mod decompress;
@@ -21,8 +28,14 @@ pub mod tree;
 
 use std::path::PathBuf;
 
+pub use archive::ArchiveError;
 pub use config::{ConfigError, ImageConfig};
+pub use ingest::{IngestError, SourceError};
+pub use manifest::ManifestError;
+pub use progress::{Event, Progress};
+pub use pull::{Added, LoadError, PullError};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{RegistryError, RegistryOptions};
 pub use store::{ImageSummary, Lease, RemoveError, Removed, ResolveError, Store, StoreError};
 
 use crate::spec::Digest;

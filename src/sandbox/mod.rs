@@ -1,8 +1,10 @@
 //! The trait over both engines, and what of a sandbox survives on disk.
 
+pub mod agent;
 pub mod cgroup;
 pub mod container;
 pub mod etc;
+pub mod microvm;
 mod relay;
 pub mod shelf;
 

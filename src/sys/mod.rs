@@ -1,7 +1,10 @@
 //! Raw system calls that std and rustix lack.
 #![allow(unsafe_code)]
 
+pub mod birth;
 pub mod clock;
+pub mod loopback;
 pub mod loops;
 pub mod mounts;
 pub mod signals;
+pub mod spawn;

@@ -21,7 +21,7 @@ const TABLE: &[(&str, &[&str])] = &[
 /// Crates that only these modules may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("libcontainer::", &["container"]),
-    ("oci_client::", &["image"]),
+    ("reqwest::", &["image"]),
     ("tokio::", &["image", "cli"]),
     ("kvm_ioctls::", &["vmm", "doctor"]),
     ("clap::", &["cli"]),

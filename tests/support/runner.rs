@@ -39,6 +39,8 @@ pub(crate) enum Need {
     Kvm,
     /// cgroup v2 at `/sys/fs/cgroup`.
     CgroupV2,
+    /// Nobody else: the case counts what is on the host. It runs after the others, by itself.
+    Alone,
     /// User id 0.
     Root,
     /// A program in `PATH` (or in the `sbin` folders).
@@ -91,7 +93,12 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
         }
     }));
     println!("\nrunning {} cases", cases.len());
-    let tally = run_all(&cases, options.threads);
+    let (alone, together): (Vec<Case>, Vec<Case>) =
+        cases.iter().partition(|c| c.needs.iter().any(|n| matches!(n, Need::Alone)));
+    let tally = Mutex::new(Tally::default());
+    run_all(&together, options.threads, &tally);
+    run_all(&alone, 1, &tally);
+    let tally = tally.into_inner().unwrap();
     for (name, words) in &tally.failed {
         println!("\n---- {name}\n{words}");
     }
@@ -99,9 +106,8 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_all(cases: &[Case], threads: usize) -> Tally {
+fn run_all(cases: &[Case], threads: usize, tally: &Mutex<Tally>) {
     let next = AtomicUsize::new(0);
-    let tally = Mutex::new(Tally::default());
     let running: Mutex<Vec<(&'static str, Instant)>> = Mutex::default();
     let done = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -112,7 +118,7 @@ fn run_all(cases: &[Case], threads: usize) -> Tally {
                     running.lock().unwrap().push((case.name, began));
                     let end = run_one(case);
                     running.lock().unwrap().retain(|(name, _)| *name != case.name);
-                    note(&tally, case.name, end, began.elapsed());
+                    note(tally, case.name, end, began.elapsed());
                     done.fetch_add(1, Ordering::Release);
                 }
             });
@@ -124,7 +130,6 @@ fn run_all(cases: &[Case], threads: usize) -> Tally {
             }
         });
     });
-    tally.into_inner().unwrap()
 }
 
 /// A thread cannot be ended from outside: a case over its limit ends the run.

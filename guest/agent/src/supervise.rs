@@ -1,6 +1,6 @@
 //! The life of a running command: the host's signals go in, its end comes out.
 
-use duplex_wire::{Ending, ToGuest, ToHost};
+use duplex_wire::{Effect, Ending, ToGuest, ToHost, effect};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -11,12 +11,16 @@ use crate::launch::Command;
 use crate::sys;
 use crate::trouble::{Doing, Trouble};
 
+/// SIGKILL.
+const KILL: u8 = 9;
+
 /// Serves the host until the command's first process ends. Its namespace ends with it, so all its other processes are gone too, and all
 /// their output is in the pipes. Returns when the output is with the host.
 pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Trouble> {
+    let mut ended_by = None;
     loop {
         while let Some(message) = host.heard_already()? {
-            obey(&command, &message, host)?;
+            obey(&command, &message, host, &mut ended_by)?;
         }
         let (ended, spoken) = {
             let mut fds = [PollFd::new(&command.process, PollFlags::IN), PollFd::new(host, PollFlags::IN)];
@@ -32,26 +36,40 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Tr
         }
         if spoken {
             match host.hear()? {
-                Heard::Message(message) => obey(&command, &message, host)?,
+                Heard::Message(message) => obey(&command, &message, host, &mut ended_by)?,
                 Heard::End => return Err(Trouble::new("go on", "the host is gone")),
             }
         }
     }
-    let ending = reap(&command)?;
+    let ending = match (reap(&command)?, ended_by) {
+        (Ending::Signal(KILL), Some(signal)) => Ending::Signal(signal),
+        (ending, _) => ending,
+    };
     command.output.flush();
     Ok(ending)
 }
 
-fn obey(command: &Command, message: &ToGuest, host: &mut Host) -> Result<(), Trouble> {
+fn obey(command: &Command, message: &ToGuest, host: &mut Host, ended_by: &mut Option<u8>) -> Result<(), Trouble> {
     let done = match (message, &command.terminal) {
-        (ToGuest::Signal(signal), _) => {
-            sys::signal(&command.process, *signal).doing(|| format!("send signal {signal}"))
-        }
+        (ToGuest::Signal(signal), _) => deliver(command, *signal, ended_by),
         (ToGuest::Resize(size), Some(terminal)) => set_terminal_size(terminal, *size),
         (ToGuest::Resize(_), None) => Err(Trouble::new("set the terminal's size", "the command has no terminal")),
         (ToGuest::Start(_), _) => Err(Trouble::new("start", "the command runs already")),
     };
     done.or_else(|trouble| host.tell(&ToHost::Log { text: trouble.chain() }))
+}
+
+/// Sends a signal with the effect that it would have outside of a namespace.
+fn deliver(command: &Command, signal: u8, ended_by: &mut Option<u8>) -> Result<(), Trouble> {
+    let status = sys::pid_of(&command.process).and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")));
+    let sent = match effect(signal, &status.unwrap_or_default()) {
+        Effect::Send => signal,
+        Effect::End => {
+            ended_by.get_or_insert(signal);
+            KILL
+        }
+    };
+    sys::signal(&command.process, sent).doing(|| format!("send signal {signal}"))
 }
 
 fn reap(command: &Command) -> Result<Ending, Trouble> {

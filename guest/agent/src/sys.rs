@@ -143,6 +143,13 @@ pub(crate) fn leave() -> ! {
     unsafe { libc::_exit(1) }
 }
 
+/// The process id behind a pidfd (proc_pid_fdinfo(5)).
+pub(crate) fn pid_of(process: &OwnedFd) -> io::Result<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+    let pid = info.lines().find_map(|l| l.strip_prefix("Pid:")).and_then(|p| p.trim().parse().ok());
+    pid.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
 /// Sends any signal, real-time ones included, to the process behind a pidfd.
 pub(crate) fn signal(process: &OwnedFd, signal: u8) -> io::Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();

@@ -7,12 +7,14 @@ mod environment;
 mod frame;
 mod message;
 mod process;
+mod signals;
 mod users;
 
-pub use environment::{DEFAULT_PATH, environment};
+pub use environment::{DEFAULT_PATH, RESOLV_CONF, environment, hosts_file};
 pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
 pub use message::{Ending, FailureKind, Root, Start, ToGuest, ToHost};
 pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
+pub use signals::{Effect, effect};
 pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 
 /// I/O port on which the agent says how the machine ended, in one byte of [`guest_exit`].

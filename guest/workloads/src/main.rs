@@ -27,7 +27,7 @@ const PROGRAMS: [Program; 18] = [
     Program("false", "", "fail", plain::fail),
     Program("exit", "CODE", "exit with this code", plain::exit),
     Program("echo", "WORD...", "print the words", plain::echo),
-    Program("cat", "[FILE]", "copy a file or the standard input to the standard output", plain::cat),
+    Program("cat", "[FILE...]", "copy files or the standard input to the standard output", plain::cat),
     Program("env", "", "print the environment", plain::env),
     Program("uname", "", "print the kernel's name, release and machine", plain::uname),
     Program("id", "", "print user, group and supplementary groups", plain::id),

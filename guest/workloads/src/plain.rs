@@ -30,19 +30,26 @@ pub(crate) fn echo(args: &[String]) -> Answer {
 }
 
 pub(crate) fn cat(args: &[String]) -> Answer {
-    let mut from: Box<dyn Read> = match args.first() {
-        Some(path) => Box::new(File::open(path).map_err(|e| format!("{path}: {e}"))?),
-        None => Box::new(io::stdin().lock()),
-    };
     // Without a buffer: what comes in goes out at once.
     let mut to = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    if args.is_empty() {
+        copy(&mut io::stdin().lock(), &mut to)?;
+    }
+    for path in args {
+        let told = |e| format!("{path}: {e}");
+        copy(&mut File::open(path).map_err(told)?, &mut to).map_err(told)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn copy(from: &mut dyn Read, to: &mut File) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Ok(ExitCode::SUCCESS),
+            Ok(0) => return Ok(()),
             Ok(count) => to.write_all(buffer.get(..count).unwrap_or(&[]))?,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
     }
 }

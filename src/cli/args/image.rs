@@ -22,9 +22,6 @@ pub struct LoadArgs {
     /// The archive or layout folder [default: an archive on standard input]
     #[arg(short, long, value_name = "PATH")]
     pub input: Option<PathBuf>,
-    /// Name the image this, whatever the archive says
-    #[arg(short, long, value_name = "NAME[:TAG]")]
-    pub tag: Option<String>,
     /// Print the names only
     #[arg(short, long)]
     pub quiet: bool,

@@ -1,4 +1,5 @@
 //! One file per verb.
 
 pub(super) mod images;
+pub(super) mod lab;
 pub(super) mod rmi;

@@ -118,7 +118,11 @@ impl<'b> Builder<'b> {
         if let Kind::Symlink(target) = &kind {
             self.count(target.len())?;
         }
-        let attributes = self.attributes(entry)?;
+        let mut attributes = self.attributes(entry)?;
+        if matches!(kind, Kind::Symlink(_)) {
+            // Linux has no permissions of links, and shows them as all granted.
+            attributes.mode = 0o777;
+        }
         self.add(into, name, Inode { attributes, kind }).map(|_| ())
     }
 

@@ -1,9 +1,9 @@
 //! What can go wrong in the store.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::image::Reference;
+use crate::image::{LoadError, Reference};
 use crate::spec::Digest;
 
 /// The store's files cannot be read or written.
@@ -72,17 +72,17 @@ impl StoreError {
         let path = path.into();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { free: free_bytes(&path), path, source }
+                Self::DiskFull { free: Self::free_bytes(&path), path, source }
             }
             _ => Self::Io { action, path, source },
         }
     }
-}
 
-/// Bytes that an ordinary write could still take on the file system of the nearest existing ancestor.
-fn free_bytes(path: &std::path::Path) -> u64 {
-    let stat = path.ancestors().find_map(|p| rustix::fs::statvfs(p).ok());
-    stat.map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
+    /// Bytes that an ordinary write could still take on the file system of the nearest existing ancestor.
+    pub(in crate::image) fn free_bytes(path: &Path) -> u64 {
+        let stat = path.ancestors().find_map(|p| rustix::fs::statvfs(p).ok());
+        stat.map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
+    }
 }
 
 /// An image cannot be found, or not be used.
@@ -122,6 +122,9 @@ pub enum ResolveError {
         /// Its length now; 0 if it is not there.
         found: u64,
     },
+    /// The embedded image cannot be loaded.
+    #[error("The embedded image cannot be used (is Duplex installed completely? 'make build' makes all of it)")]
+    Embedded(#[source] Box<LoadError>),
     /// The store itself.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -153,9 +156,6 @@ pub enum RemoveError {
         /// The names.
         names: Vec<String>,
     },
-    /// The name belongs to Duplex.
-    #[error("Image '{0}' is part of Duplex and would come back at its next use")]
-    Embedded(Reference),
     /// The store itself.
     #[error(transparent)]
     Store(#[from] StoreError),

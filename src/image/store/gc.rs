@@ -27,7 +27,7 @@ impl Store {
         let mut removed = Vec::new();
         {
             let _commit = Lock::take(&self.root.join("commit"), Mode::Exclusive, PATIENCE)?;
-            let manifest = self.find(reference)?;
+            let manifest = self.find_here(reference)?;
             let names: Vec<Reference> =
                 self.names()?.into_iter().filter(|n| n.manifest == manifest).map(|n| n.reference).collect();
             let named = names.contains(reference);

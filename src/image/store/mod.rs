@@ -7,6 +7,7 @@
 //! layers/<diff id>/{data,tree,record.json}             a converted layer, shared by all images that have it
 //! images/<manifest>/{meta,manifest.json,config.json,record.json}
 //! references/<sha256 of the name>.json    name -> manifest
+//! embedded.json                           which archive the embedded image was loaded from
 //! ```
 //!
 //! Layers and images are folders that appear whole, by one rename, after everything in them is synced; a name is written after its image, an
@@ -36,8 +37,9 @@ use std::time::{Duration, SystemTime};
 pub use error::{RemoveError, ResolveError, StoreError};
 pub use gc::Removed;
 pub(super) use record::{ImageRecord, LayerRecord};
-pub(super) use writer::{LayerDraft, Writer};
+pub(super) use writer::Writer;
 
+use super::embedded::is_embedded;
 use super::{Image, Piece, Reference, RootDisk};
 use crate::spec::Digest;
 use durable::Disk;
@@ -190,6 +192,14 @@ impl Store {
     }
 
     fn find(&self, reference: &Reference) -> Result<Digest, ResolveError> {
+        if let Some(archive) = self.embedded.as_ref().filter(|_| is_embedded(reference)) {
+            return self.bring_embedded(archive).map_err(|source| ResolveError::Embedded(Box::new(source)));
+        }
+        self.find_here(reference)
+    }
+
+    /// The same without loading anything.
+    fn find_here(&self, reference: &Reference) -> Result<Digest, ResolveError> {
         if let Some(name) = self.name(reference)? {
             return Ok(name.manifest);
         }
@@ -239,6 +249,20 @@ impl Store {
 
     fn layer_folder(&self, diff_id: &Digest) -> PathBuf {
         self.root.join("layers").join(diff_id.hex())
+    }
+
+    /// The image is here, by its record.
+    pub(super) fn has_record(&self, manifest: &Digest) -> bool {
+        self.image_folder(manifest).join("record.json").exists()
+    }
+
+    /// What is noted about the embedded image's archive.
+    pub(super) fn embedded_record<T: serde::de::DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        record::read(&self.embedded_path())
+    }
+
+    fn embedded_path(&self) -> PathBuf {
+        self.root.join("embedded.json")
     }
 
     fn image_record(&self, manifest: &Digest) -> Result<Option<ImageRecord>, StoreError> {

@@ -155,15 +155,23 @@ impl Writer<'_> {
     /// Gives an image a name. `false` if the image has been removed by another process meanwhile; it must be added again then.
     pub(in crate::image) fn name(&self, reference: &Reference, manifest: &Digest) -> Result<bool, StoreError> {
         let _commit = Lock::take(&self.store.root.join("commit"), Mode::Exclusive, PATIENCE)?;
-        if !self.store.image_folder(manifest).join("record.json").exists() {
+        if !self.store.has_record(manifest) {
             return Ok(false);
         }
-        let to = self.store.name_path(reference);
-        let from = self.scratch.join(scratch_name()?);
         let record = NameRecord { reference: reference.clone(), manifest: manifest.clone() };
-        self.store.disk.write(&from, &record::bytes(&record, &to)?)?;
-        self.store.disk.replace_file(&from, &to)?;
+        self.replace(&self.store.name_path(reference), &record)?;
         Ok(true)
+    }
+
+    /// Notes which archive the embedded image was loaded from.
+    pub(in crate::image) fn note_embedded(&self, seen: &impl serde::Serialize) -> Result<(), StoreError> {
+        self.replace(&self.store.embedded_path(), seen)
+    }
+
+    fn replace(&self, to: &Path, record: &impl serde::Serialize) -> Result<(), StoreError> {
+        let from = self.scratch.join(scratch_name()?);
+        self.store.disk.write(&from, &record::bytes(record, to)?)?;
+        self.store.disk.replace_file(&from, to)
     }
 }
 

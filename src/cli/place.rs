@@ -1,0 +1,157 @@
+//! Whether a verb can do its work on this host, or does it in the lab.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use super::Context;
+use super::args::{CompareArgs, RunArgs};
+use super::environment;
+use super::fail::{Code, Failure};
+use super::output::note;
+use crate::compare::Arm;
+use crate::lab::{self, LabError, Places, RunError, Settings};
+use crate::spec::Isolation;
+
+/// What a verb needs of the host, and of the lab in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    kvm: bool,
+    cgroups: bool,
+    /// Exit code of the verb's failures.
+    code: Code,
+    stdin: bool,
+    terminal: bool,
+    /// Files that the verb reads or writes by name.
+    files: Vec<PathBuf>,
+}
+
+impl Needs {
+    /// Of `run`.
+    pub(crate) fn of_run(args: &RunArgs) -> Self {
+        let files = [&args.kernel, &args.kernel_log, &args.trace].into_iter().flatten().chain(&args.env_file);
+        Self {
+            kvm: args.isolation == Isolation::MicroVm,
+            cgroups: true,
+            code: Code::Duplex,
+            stdin: args.interactive,
+            terminal: args.tty,
+            files: files.cloned().collect(),
+        }
+    }
+
+    /// Of `lab run`, which never asks for a place.
+    pub(crate) fn of_words() -> Self {
+        let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        Self { kvm: false, cgroups: false, code: Code::Duplex, stdin: true, terminal, files: Vec::new() }
+    }
+
+    /// Of `compare`.
+    pub(crate) fn of_compare(args: &CompareArgs, arms: &[Arm]) -> Self {
+        Self {
+            kvm: arms.iter().any(|a| a.isolation == Isolation::MicroVm),
+            cgroups: true,
+            code: Code::Failed,
+            stdin: false,
+            terminal: [
+                std::io::stdin().is_terminal(),
+                std::io::stdout().is_terminal(),
+                std::io::stderr().is_terminal(),
+            ] == [true; 3],
+            files: args.json.iter().chain(arms.iter().filter_map(|a| a.kernel.as_ref())).cloned().collect(),
+        }
+    }
+}
+
+/// The host lacks something and the lab may not or cannot help.
+#[derive(Debug, thiserror::Error)]
+enum PlaceError {
+    /// The user asked not to use the lab.
+    #[error("{0}, and --no-lab forbids the lab")]
+    NoLab(String),
+    /// The lab does not come up.
+    #[error("{reason}, and the lab in its place cannot be started")]
+    Start {
+        /// What the host lacks.
+        reason: String,
+        /// Why not.
+        #[source]
+        source: LabError,
+    },
+    /// The verb has no result of its own.
+    #[error(transparent)]
+    Run(RunError),
+}
+
+/// Runs this very command line in the lab if this host cannot do it: the exit code if so. Costs nothing in the lab itself, and little on a good host.
+pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, Failure> {
+    if context.environment.in_lab {
+        return Ok(None);
+    }
+    let Some(reason) = lacking(needs) else { return Ok(None) };
+    if context.no_lab() {
+        let mend = "'duplex doctor' says how to mend this host; without --no-lab the lab does the work";
+        return Err(Failure::new(needs.code, PlaceError::NoLab(reason)).mended_by(mend));
+    }
+    note(&format!("{reason}: working in the lab, on emulated hardware"));
+    let settings = settings(context);
+    lab::start(&settings, &mut |step| note(step))
+        .map_err(|source| Failure::new(needs.code, PlaceError::Start { reason, source }))?;
+    let mut argv: Vec<OsString> = env::args_os().collect();
+    if let Some(first) = argv.first_mut() {
+        *first = context.installation.duplex.clone().into();
+    }
+    in_lab(context, &settings.places, argv, needs).map(Some)
+}
+
+/// What this host lacks, in words.
+fn lacking(needs: &Needs) -> Option<String> {
+    if needs.cgroups && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return Some("This host has no cgroup v2".to_owned());
+    }
+    None
+}
+
+/// Runs words in the lab that runs, with everything live that they name.
+pub(crate) fn in_lab(context: &Context, places: &Places, argv: Vec<OsString>, needs: &Needs) -> Result<u8, Failure> {
+    let failed = |error: RunError| {
+        let code = if let RunError::NotStarted { code, .. } = &error { *code } else { needs.code as u8 };
+        (code, Failure::new(needs.code, PlaceError::Run(error)))
+    };
+    let cwd = env::current_dir().map_err(|e| failed(e.into()).1)?;
+    let folder = |file: &PathBuf| cwd.join(file).parent().map(Path::to_owned);
+    let parts = &context.installation;
+    let live = [&parts.duplex, &parts.monitor, &parts.kernel, &parts.initramfs, &parts.workloads];
+    let mut live: Vec<PathBuf> = live.into_iter().chain(&needs.files).filter_map(folder).collect();
+    live.push(parts.store.clone());
+    live.sort();
+    live.dedup();
+    let command =
+        lab::Command { argv, env: environment::all(), cwd, live, stdin: needs.stdin, terminal: needs.terminal };
+    let stdio = lab::Stdio::inherit().map_err(|e| failed(e.into()).1)?;
+    lab::run(places, &command, stdio).or_else(|error| {
+        let (code, failure) = failed(error);
+        // A verb that could not be executed in the lab tells so by its code, as one here does.
+        if code == needs.code as u8 {
+            Err(failure)
+        } else {
+            note(failure.render().trim_end());
+            Ok(code)
+        }
+    })
+}
+
+/// Where the lab is, and with what it starts. One lab serves the machine, whatever `--root` says.
+pub(crate) fn settings(context: &Context) -> Settings {
+    Settings {
+        places: Places {
+            kernel: context.environment.data_folder(context.uid).join("lab"),
+            state: context.installation.state.join("lab"),
+        },
+        program: context.installation.duplex.clone(),
+        search: environment::search_path(),
+        memory_mib: None,
+        idle: lab::IDLE,
+    }
+}

@@ -1,0 +1,359 @@
+//! Sandboxes with a kernel of their own: one `duplex-vmm` process each, one agent inside.
+//!
+//! ```text
+//! caller's stdio -- threads (streams) -- unix sockets -- monitor -- vsock -- agent -- pipes or terminal -- command
+//!                   Client (agent.rs) -- unix socket  ----'
+//!                   Monitor           -- control socket, pidfd
+//! ```
+//!
+//! The monitor ends when its control socket's other end closes, so a killed caller leaves no machine.
+
+mod life;
+mod machine;
+mod monitor;
+mod outcome;
+mod streams;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use duplex_wire::ToGuest;
+
+use self::life::Life;
+use self::machine::{Ends, Machine};
+use self::monitor::{Monitor, Reach};
+use self::streams::Pumps;
+use super::agent::{AgentError, Client, Voice};
+use super::cgroup::{Cgroup, CgroupError};
+use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio};
+use crate::spec::{
+    Installation, Isolation, Limits, MIB, MemorySize, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize,
+    Usage,
+};
+
+/// Host memory that a monitor may use above its guest's, in bytes: a bound against faults, far above what it needs.
+const MONITOR_MEMORY: u64 = 64 * MIB;
+
+/// Most threads of a monitor.
+const MONITOR_THREADS: u32 = 64;
+
+/// How long the kernel gets to let go of a killed monitor.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a microVM could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MicroVmError {
+    /// The image's root disk is not there.
+    #[error("The image's root disk cannot be used")]
+    Image(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No access to KVM.
+    #[error(
+        "Cannot open /dev/kvm: 'duplex doctor' tells what this host lacks; membership in the group that owns it often does"
+    )]
+    Kvm(#[source] io::Error),
+    /// A file of the machine cannot be opened.
+    #[error("Cannot open the {what} {path}")]
+    Open {
+        /// What it is for.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Below the smallest machine.
+    #[error("A microVM with {asked} of memory is too small to boot: give it at least {least}m with --memory")]
+    MemoryTooSmall {
+        /// What was asked for.
+        asked: MemorySize,
+        /// The least there is, in MiB.
+        least: u64,
+    },
+    /// Above the largest machine.
+    #[error("A microVM cannot have {0} of memory")]
+    MemoryTooLarge(MemorySize),
+    /// More processors than a machine can have.
+    #[error("A microVM with {asked} processors is not possible: --cpus may be at most {most}")]
+    TooManyCpus {
+        /// What was asked for.
+        asked: u32,
+        /// The most there is.
+        most: u32,
+    },
+    /// The image has more layers than a process can have files.
+    #[error("The machine needs more files than a process can open")]
+    TooManyFiles,
+    /// A socket, a thread or memory is not to be had.
+    #[error("The host refuses a socket, a thread or a file")]
+    Resource(#[source] io::Error),
+    /// The sandbox's cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The monitor program does not run.
+    #[error("Cannot run the monitor {path}")]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor could not build the machine.
+    #[error("The monitor could not start the machine")]
+    Machine(#[source] Cause),
+    /// The guest kernel or the agent takes too long.
+    #[error("The guest's agent has not spoken {} s after the machine started: --kernel-log FILE shows how far the guest kernel came", .0.as_secs())]
+    Silent(Duration),
+    /// The wire to the agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Called twice.
+    #[error("It has been started before")]
+    Started,
+    /// Called too early.
+    #[error("It has not been started")]
+    NotStarted,
+    /// The kernel keeps the monitor.
+    #[error("The monitor is still there {} s after it was killed", PATIENCE.as_secs())]
+    Immortal,
+}
+
+/// One cause that a monitor has reported, with the next.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Cause {
+    text: String,
+    #[source]
+    next: Option<Box<Cause>>,
+}
+
+impl Cause {
+    /// The chain of these texts, cleaned for showing.
+    fn chain(texts: &[String]) -> Self {
+        let (first, rest) = texts.split_first().map_or(("it gave no reason", &[][..]), |(f, r)| (f.as_str(), r));
+        let next = (!rest.is_empty()).then(|| Box::new(Self::chain(rest)));
+        Self { text: monitor::clean(first), next }
+    }
+}
+
+/// Makes microVMs.
+#[derive(Debug)]
+pub struct MicroVmBackend {
+    installation: Installation,
+    images: Arc<dyn Images>,
+    boot_deadline: Duration,
+}
+
+impl MicroVmBackend {
+    /// With the programs of this installation and the images of this store.
+    pub fn new(installation: Installation, images: Arc<dyn Images>) -> Self {
+        Self { installation, images, boot_deadline: Duration::from_secs(60) }
+    }
+
+    /// How long a guest may take from its first instruction to its agent's word. 60 s unless set.
+    #[must_use]
+    pub fn with_boot_deadline(self, boot_deadline: Duration) -> Self {
+        Self { boot_deadline, ..self }
+    }
+
+    fn build(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<MicroVm, MicroVmError> {
+        let root = self.images.root_disk(&spec.image).map_err(MicroVmError::Image)?;
+        let (machine, ends) = machine::build(spec, &self.installation, &root)?;
+        let monitor = self.installation.monitor.clone();
+        let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
+        let Ends { control, agent, stdin, stdout, stderr } = ends;
+        let agent = Client::new(agent)?;
+        let voice = agent.voice();
+        let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor };
+        let cgroup = Cgroup::create(&spec.id, &host_limits(&spec.limits))?;
+        Ok(MicroVm {
+            spec: spec.clone(),
+            boot_deadline: self.boot_deadline,
+            ready: Some(ready),
+            life: None,
+            pumps,
+            cgroup: Some(cgroup),
+            reach: Arc::new(Reach::default()),
+            voice,
+            moments: Moments::default(),
+            outcome: None,
+        })
+    }
+}
+
+impl Backend for MicroVmBackend {
+    fn isolation(&self) -> Isolation {
+        Isolation::MicroVm
+    }
+
+    fn create(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let built = self.build(spec, stdio).map_err(|e| error("create", &spec.id, e))?;
+        Ok(Box::new(built))
+    }
+}
+
+/// Limits of the monitor's cgroup on the host: the machine's size is a limit of its own, the guest's processes are the guest's.
+fn host_limits(limits: &Limits) -> Limits {
+    let memory = limits.memory.unwrap_or(machine::DEFAULT_MEMORY).mib_ceil().saturating_mul(MIB);
+    Limits {
+        memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY))),
+        cpus: limits.cpus,
+        pids: Some(MONITOR_THREADS),
+    }
+}
+
+fn error(operation: &'static str, id: &SandboxId, source: MicroVmError) -> SandboxError {
+    SandboxError { operation, isolation: Isolation::MicroVm, id: id.clone(), source: Box::new(source) }
+}
+
+type Streams =
+    (Option<std::os::unix::net::UnixStream>, std::os::unix::net::UnixStream, Option<std::os::unix::net::UnixStream>);
+
+/// What a created machine holds until it starts.
+#[derive(Debug)]
+struct Ready {
+    machine: Machine,
+    control: std::os::fd::OwnedFd,
+    agent: Client,
+    stdio: Stdio,
+    streams: Streams,
+    monitor: PathBuf,
+}
+
+/// One microVM.
+#[derive(Debug)]
+struct MicroVm {
+    spec: SandboxSpec,
+    boot_deadline: Duration,
+    ready: Option<Ready>,
+    life: Option<Life>,
+    pumps: Pumps,
+    cgroup: Option<Cgroup>,
+    reach: Arc<Reach>,
+    voice: Voice,
+    moments: Moments,
+    outcome: Option<Outcome>,
+}
+
+impl MicroVm {
+    fn run(&mut self) -> Result<(), MicroVmError> {
+        let ready = self.ready.take().ok_or(MicroVmError::Started)?;
+        let Ready { machine, control, agent, stdio, streams, monitor } = ready;
+        if let (Some(from), Some(to)) = (stdio.stdin, streams.0) {
+            self.pumps.input(from, to).map_err(MicroVmError::Resource)?;
+        }
+        self.pumps.output(streams.1, stdio.stdout).map_err(MicroVmError::Resource)?;
+        if let Some(from) = streams.2 {
+            self.pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
+        }
+        let cgroup = self.cgroup.as_ref().map(|c| File::open(c.path())).transpose().map_err(MicroVmError::Resource)?;
+        let born = Monitor::start(&monitor, &machine, control, cgroup.as_ref().map(AsFd::as_fd), &self.reach);
+        let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
+        // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
+        drop(machine);
+        let life = self.life.insert(Life::new(agent, monitor, Arc::clone(&self.reach)));
+        life.until_started(&self.spec, self.boot_deadline, &mut self.moments)
+    }
+
+    fn finish(&mut self) -> Result<Outcome, MicroVmError> {
+        if let Some(outcome) = &self.outcome {
+            return Ok(outcome.clone());
+        }
+        let life = self.life.as_mut().ok_or(MicroVmError::NotStarted)?;
+        life.until_ended(&mut self.moments)?;
+        if life.command_has_ended() {
+            self.pumps.flush();
+        }
+        life.until_gone(&mut self.moments, PATIENCE)?;
+        self.pumps.flush();
+        self.pumps.stop();
+        let host_oom = self.cgroup.as_ref().and_then(Cgroup::oom_kills).is_some_and(|kills| kills > 0);
+        let outcome = life.outcome(host_oom);
+        Ok(self.outcome.insert(outcome).clone())
+    }
+
+    /// Ends the machine and gives all back. Tries everything; the first failure is told.
+    fn release(&mut self) -> Result<(), MicroVmError> {
+        self.ready = None;
+        let ended = self.life.as_mut().is_none_or(|life| life.end(PATIENCE));
+        if ended {
+            self.pumps.flush();
+        }
+        self.pumps.stop();
+        let removed = self.cgroup.take().map_or(Ok(()), |cgroup| cgroup.remove());
+        if ended { removed.map_err(MicroVmError::Cgroup) } else { Err(MicroVmError::Immortal) }
+    }
+}
+
+impl Sandbox for MicroVm {
+    fn id(&self) -> &SandboxId {
+        &self.spec.id
+    }
+
+    fn state(&self) -> State {
+        match (&self.ready, &self.outcome) {
+            (Some(_), _) => State::Created,
+            (None, None) => State::Running,
+            (None, Some(_)) => State::Exited,
+        }
+    }
+
+    fn start(&mut self) -> Result<(), SandboxError> {
+        self.run().map_err(|e| error("start", &self.spec.id, e))
+    }
+
+    fn remote(&self) -> Box<dyn Remote> {
+        Box::new(MicroVmRemote { id: self.spec.id.clone(), voice: self.voice.clone(), reach: Arc::clone(&self.reach) })
+    }
+
+    fn wait(&mut self) -> Result<Outcome, SandboxError> {
+        self.finish().map_err(|e| error("wait for", &self.spec.id, e))
+    }
+
+    fn usage(&self) -> Usage {
+        self.cgroup.as_ref().map(Cgroup::usage).unwrap_or_default()
+    }
+
+    fn moments(&self) -> Moments {
+        self.moments.clone()
+    }
+
+    fn remove(mut self: Box<Self>) -> Result<(), SandboxError> {
+        self.release().map_err(|e| error("remove", &self.spec.id, e))
+    }
+}
+
+impl Drop for MicroVm {
+    fn drop(&mut self) {
+        let _ = self.release();
+    }
+}
+
+/// Reaches one microVM from any thread.
+struct MicroVmRemote {
+    id: SandboxId,
+    voice: Voice,
+    reach: Arc<Reach>,
+}
+
+/// The signal that nothing inside can refuse.
+const SIGKILL: u8 = 9;
+
+impl Remote for MicroVmRemote {
+    fn signal(&self, signal: u8) -> Result<(), SandboxError> {
+        if signal == SIGKILL {
+            self.reach.kill();
+            return Ok(());
+        }
+        self.voice.say(ToGuest::Signal(signal)).map_err(|e| error("signal", &self.id, e.into()))
+    }
+
+    fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
+        self.voice.say(ToGuest::Resize(size)).map_err(|e| error("resize the terminal of", &self.id, e.into()))
+    }
+}

@@ -1,0 +1,205 @@
+//! A running machine as one conversation with two peers: the agent tells of the command, the monitor tells of the machine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use duplex_wire::{RESOLV_CONF, Root, Start, ToHost, hosts_file};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::monitor::{MachineEnd, Monitor, Reach, pidfd_of};
+use super::outcome::{AgentEnd, Evidence, judge};
+use super::{Cause, MicroVmError};
+use crate::sandbox::agent::{Client, Heard};
+use crate::spec::{MachineEvent, MachineExit, Moment, Moments, Outcome, SandboxSpec};
+use crate::sys::clock::monotonic_ns;
+
+/// Bytes of randomness that a guest is given.
+const SEED: usize = 64;
+
+/// Both peers and what they have said.
+#[derive(Debug)]
+pub(super) struct Life {
+    agent: Client,
+    monitor: Monitor,
+    reach: Arc<Reach>,
+    evidence: Evidence,
+    greeted: bool,
+    started: bool,
+    agent_gone: bool,
+    gone: bool,
+}
+
+impl Life {
+    /// Of a monitor that has just been born.
+    pub(super) fn new(agent: Client, monitor: Monitor, reach: Arc<Reach>) -> Self {
+        let evidence = Evidence::default();
+        Self { agent, monitor, reach, evidence, greeted: false, started: false, agent_gone: false, gone: false }
+    }
+
+    /// Waits until the command runs or never will. The machine's failure to come into being is an error; its end on the way is an outcome.
+    pub(super) fn until_started(
+        &mut self,
+        spec: &SandboxSpec,
+        patience: Duration,
+        moments: &mut Moments,
+    ) -> Result<(), MicroVmError> {
+        let deadline = Instant::now() + patience;
+        let mut asked = false;
+        while !self.started && self.evidence.agent.is_none() && !self.gone {
+            if !self.listen(Some(deadline), moments)? {
+                self.reach.end();
+                return Err(MicroVmError::Silent(patience));
+            }
+            if self.greeted && !asked {
+                asked = true;
+                self.agent.start(start_message(spec)?)?;
+            }
+        }
+        match &self.evidence.machine {
+            Some(MachineEnd::Failed(causes)) => Err(MicroVmError::Machine(Cause::chain(causes))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the command has ended or the machine is gone. No deadline: a command may run for ever.
+    pub(super) fn until_ended(&mut self, moments: &mut Moments) -> Result<(), MicroVmError> {
+        while self.evidence.agent.is_none() && !self.gone {
+            self.listen(None, moments)?;
+        }
+        Ok(())
+    }
+
+    /// The agent has told of the command's end: all its output is on its way.
+    pub(super) fn command_has_ended(&self) -> bool {
+        matches!(self.evidence.agent, Some(AgentEnd::Exited { .. }))
+    }
+
+    /// Lets the machine go and waits until it is gone. One that does not go is ended.
+    pub(super) fn until_gone(&mut self, moments: &mut Moments, patience: Duration) -> Result<(), MicroVmError> {
+        self.agent.finish();
+        let deadline = Instant::now() + patience;
+        while !self.gone {
+            if !self.listen(Some(deadline), moments)? {
+                return if self.end(patience) { Ok(()) } else { Err(MicroVmError::Immortal) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the machine without asking it. False if the kernel does not let it go in time.
+    pub(super) fn end(&mut self, patience: Duration) -> bool {
+        self.gone = self.gone || self.monitor.end(&self.reach, patience);
+        self.gone
+    }
+
+    /// How it all ended.
+    pub(super) fn outcome(&mut self, host_oom: bool) -> Outcome {
+        self.evidence.host_oom = host_oom;
+        self.evidence.killed = self.reach.was_killed();
+        judge(&self.evidence)
+    }
+
+    /// Waits until a peer says something or ends, and takes it in. False if the deadline came first.
+    fn listen(&mut self, deadline: Option<Instant>, moments: &mut Moments) -> Result<bool, MicroVmError> {
+        let process = pidfd_of(&self.reach);
+        let agent = (!self.agent_gone).then(|| PollFd::new(&self.agent, PollFlags::IN));
+        let control = self.monitor.control().map(|c| PollFd::new(c, PollFlags::IN));
+        let end = process.as_ref().map(|p| PollFd::new(p, PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> = [agent, control, end].into_iter().flatten().collect();
+        let left = deadline.map(|d| Timespec::try_from(d.saturating_duration_since(Instant::now())));
+        let left = left.transpose().map_err(|e| MicroVmError::Resource(std::io::Error::other(e)))?;
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(true),
+            Err(e) => return Err(MicroVmError::Resource(e.into())),
+        }
+        self.hear_agent(moments);
+        self.hear_monitor(moments);
+        if let Some(end) = self.monitor.reap(&self.reach, Instant::now()) {
+            // What was said before the end counts.
+            self.hear_agent(moments);
+            self.hear_monitor(moments);
+            self.evidence.machine.get_or_insert(end);
+            self.gone = true;
+        }
+        Ok(true)
+    }
+
+    fn hear_agent(&mut self, moments: &mut Moments) {
+        while !self.agent_gone {
+            match self.agent.hear() {
+                Ok(Heard::Message(message)) => self.take_in(message, moments),
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::End) => self.agent_gone = true,
+                Err(error) => {
+                    self.agent_gone = true;
+                    let why = std::error::Error::source(&error).map_or(error.to_string(), |s| format!("{error}: {s}"));
+                    self.evidence.machine.get_or_insert(MachineEnd::Outlawed(why));
+                    self.reach.end();
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, message: ToHost, moments: &mut Moments) {
+        match message {
+            ToHost::Hello { .. } => {
+                self.greeted = true;
+                moments.note(Moment::AgentReady, monotonic_ns());
+            }
+            ToHost::Started => {
+                self.started = true;
+                moments.note(Moment::Started, monotonic_ns());
+            }
+            ToHost::Exited { ending, oom } => {
+                moments.note(Moment::Exited, monotonic_ns());
+                self.evidence.agent = Some(AgentEnd::Exited { ending, oom });
+            }
+            ToHost::StartFailed { kind, text } => {
+                moments.note(Moment::Exited, monotonic_ns());
+                self.evidence.agent = Some(AgentEnd::StartFailed { kind, text });
+            }
+            ToHost::Log { text } => self.evidence.logs.push(text),
+        }
+    }
+
+    fn hear_monitor(&mut self, moments: &mut Moments) {
+        while let Some(event) = self.monitor.hear() {
+            match event {
+                MachineEvent::Running { at_ns } => moments.note(Moment::MachineReady, at_ns),
+                MachineEvent::Exited { exit, at_ns } => {
+                    // A machine that takes the command with it ends the command.
+                    moments.note(Moment::Exited, at_ns.min(monotonic_ns()));
+                    self.say(MachineEnd::Said(exit));
+                }
+                MachineEvent::Failed { causes } => self.say(MachineEnd::Failed(causes)),
+            }
+        }
+    }
+
+    /// The first word of the monitor about the end counts; a kill that we sent is no news.
+    fn say(&mut self, end: MachineEnd) {
+        if end != MachineEnd::Said(MachineExit::Killed) {
+            self.evidence.machine.get_or_insert(end);
+        }
+    }
+}
+
+/// The agent's orders, with fresh randomness and the time of now.
+fn start_message(spec: &SandboxSpec) -> Result<Start, MicroVmError> {
+    let mut seed = vec![0; SEED];
+    let filled = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|e| MicroVmError::Resource(e.into()))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Start {
+        process: spec.process.clone(),
+        hostname: spec.hostname.clone(),
+        root: Root { disk: "vda".to_owned(), read_only: spec.read_only },
+        hosts: hosts_file(&spec.hostname),
+        resolv_conf: RESOLV_CONF.to_owned(),
+        pids: spec.limits.pids,
+        seed,
+        realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+    })
+}

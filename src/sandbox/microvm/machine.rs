@@ -1,0 +1,163 @@
+//! From a sandbox's spec to the monitor's: every file opened, every socket made, every descriptor numbered.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use duplex_wire::{GUEST_CID, port};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::MicroVmError;
+use crate::image::RootDisk;
+use crate::spec::{
+    DiskSpec, ExtentSpec, Installation, MachineSpec, MemorySize, SandboxSpec, SpecFd, VsockSpec, VsockStream,
+};
+use crate::sys::birth::FIRST_FD;
+
+/// Machine size where the user gives none.
+pub(super) const DEFAULT_MEMORY: MemorySize = MemorySize(512 << 20);
+
+/// Smallest machine, in MiB: below it the guest kernel finds no room for itself and the agent.
+pub(super) const SMALLEST_MEMORY_MIB: u64 = 48;
+
+/// Most virtual processors.
+const MOST_VCPUS: u32 = 8;
+
+/// Kernel command line of every machine. The serial console is for a panic's last words and costs an exit a byte: silent otherwise. A
+/// panic resets the machine at once, through the keyboard controller's port. KVM's clock is reliable and needs no check by timers.
+const CMDLINE: &str =
+    "panic=-1 reboot=k rdinit=/init tsc=reliable no_timer_check random.trust_cpu=on 8250.nr_uarts=1 audit=0";
+
+/// What the console says: nothing but a panic, or all to the log file.
+const SILENT: &str = "console=ttyS0 quiet loglevel=1";
+const LOGGED: &str = "console=ttyS0 console=hvc0 loglevel=7";
+
+/// All that a monitor inherits.
+#[derive(Debug)]
+pub(super) struct Machine {
+    fds: Vec<OwnedFd>,
+    argument: String,
+}
+
+/// The caller's ends of the machine's sockets.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) control: OwnedFd,
+    pub(super) agent: UnixStream,
+    pub(super) stdin: Option<UnixStream>,
+    pub(super) stdout: UnixStream,
+    pub(super) stderr: Option<UnixStream>,
+}
+
+/// Descriptors in the order of their numbers in the monitor.
+#[derive(Default)]
+struct Numbered(Vec<OwnedFd>);
+
+impl Numbered {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> Result<SpecFd, MicroVmError> {
+        let number = RawFd::try_from(self.0.len()).ok().and_then(|n| n.checked_add(FIRST_FD));
+        self.0.push(fd.into());
+        number.map(SpecFd).ok_or(MicroVmError::TooManyFiles)
+    }
+
+    fn add_stream(&mut self, port: u32, streams: &mut Vec<VsockStream>) -> Result<UnixStream, MicroVmError> {
+        let (ours, theirs) = UnixStream::pair().map_err(MicroVmError::Resource)?;
+        streams.push(VsockStream { port, fd: self.add(theirs)? });
+        Ok(ours)
+    }
+}
+
+/// Opens all that the machine needs.
+pub(super) fn build(
+    spec: &SandboxSpec,
+    installation: &Installation,
+    root: &RootDisk,
+) -> Result<(Machine, Ends), MicroVmError> {
+    let mut fds = Numbered::default();
+    let (memory_mib, vcpus) = size(spec)?;
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(MicroVmError::Kvm)?;
+    let kvm = fds.add(kvm)?;
+    let kernel = fds.add(open("guest kernel", spec.kernel.as_ref().unwrap_or(&installation.kernel))?)?;
+    let initramfs = fds.add(open("guest's initial RAM file system", &installation.initramfs)?)?;
+    let disk = root_disk(root, &mut fds)?;
+    let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
+
+    let mut streams = Vec::new();
+    let agent = fds.add_stream(port::CONTROL, &mut streams)?;
+    let stdin = spec.process.stdin.then(|| fds.add_stream(port::STDIN, &mut streams)).transpose()?;
+    let stdout = fds.add_stream(port::STDOUT, &mut streams)?;
+    let separate = spec.process.terminal.is_none();
+    let stderr = separate.then(|| fds.add_stream(port::STDERR, &mut streams)).transpose()?;
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|e| MicroVmError::Resource(e.into()))?;
+    let machine = MachineSpec {
+        kvm,
+        vcpus,
+        memory_mib,
+        kernel,
+        initramfs: Some(initramfs),
+        cmdline: format!("{} {CMDLINE}", if console.is_some() { LOGGED } else { SILENT }),
+        disks: vec![disk],
+        vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
+        console,
+        control: fds.add(theirs)?,
+    };
+    let argument = fds.add(in_memory(&machine)?)?.0.to_string();
+    Ok((Machine { fds: fds.0, argument }, Ends { control: ours, agent, stdin, stdout, stderr }))
+}
+
+impl Machine {
+    /// The monitor's arguments.
+    pub(super) fn args(&self) -> [String; 1] {
+        [self.argument.clone()]
+    }
+
+    /// Its descriptors.
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.fds.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+/// Memory in MiB and vCPUs.
+fn size(spec: &SandboxSpec) -> Result<(u32, u8), MicroVmError> {
+    let memory = spec.limits.memory.unwrap_or(DEFAULT_MEMORY);
+    if memory.mib_ceil() < SMALLEST_MEMORY_MIB {
+        return Err(MicroVmError::MemoryTooSmall { asked: memory, least: SMALLEST_MEMORY_MIB });
+    }
+    let memory_mib = u32::try_from(memory.mib_ceil()).map_err(|_| MicroVmError::MemoryTooLarge(memory))?;
+    let vcpus = spec.limits.cpus.map_or(1, |c| c.ceil());
+    if !(1..=MOST_VCPUS).contains(&vcpus) {
+        return Err(MicroVmError::TooManyCpus { asked: vcpus, most: MOST_VCPUS });
+    }
+    Ok((memory_mib, u8::try_from(vcpus).unwrap_or(1)))
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, MicroVmError> {
+    File::open(path).map_err(|source| MicroVmError::Open { what, path: path.to_owned(), source })
+}
+
+fn create_log(path: &Path) -> Result<File, MicroVmError> {
+    File::create(path).map_err(|source| MicroVmError::Open { what: "kernel log", path: path.to_owned(), source })
+}
+
+fn root_disk(root: &RootDisk, fds: &mut Numbered) -> Result<DiskSpec, MicroVmError> {
+    let extents = root.pieces.iter().map(|piece| {
+        let fd = fds.add(open("piece of the image's root disk", &piece.path)?)?;
+        Ok(ExtentSpec { fd, offset: 0, len: piece.len })
+    });
+    Ok(DiskSpec { extents: extents.collect::<Result<_, MicroVmError>>()?, read_only: true })
+}
+
+/// The spec as the content of a file without a name, at its begin.
+fn in_memory(machine: &MachineSpec) -> Result<File, MicroVmError> {
+    let bytes = postcard::to_stdvec(machine).map_err(|e| MicroVmError::Resource(std::io::Error::other(e)))?;
+    let fd = memfd_create("duplex-machine", MemfdFlags::CLOEXEC).map_err(|e| MicroVmError::Resource(e.into()))?;
+    let mut file = File::from(fd);
+    file.write_all(&bytes).map_err(MicroVmError::Resource)?;
+    std::io::Seek::rewind(&mut file).map_err(MicroVmError::Resource)?;
+    Ok(file)
+}

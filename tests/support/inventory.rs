@@ -1,0 +1,67 @@
+//! What of Duplex is on this host: equal before and after, or something was left behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Processes, mounts, cgroups, loop devices and files in these folders, a line each.
+pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        let program = words.split(' ').next().unwrap_or("").rsplit('/').next().unwrap_or("").to_owned();
+        let ours = program.starts_with("duplex") || program == "workloads" || program == "virtiofsd";
+        if ours && !words.contains("lab-") {
+            found.insert(format!("process {pid} {words}"));
+        }
+    }
+    for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
+        found.insert(format!("mount {}", line.split(' ').skip(3).collect::<Vec<_>>().join(" ")));
+    }
+    tree(Path::new("/sys/fs/cgroup/duplex"), "cgroup", true, &mut found);
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) {
+            found.insert(format!("loop device of {}", file.trim()));
+        }
+    }
+    for folder in folders {
+        tree(folder, "file", false, &mut found);
+    }
+    found
+}
+
+fn tree(folder: &Path, kind: &str, only_folders: bool, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        if is_folder {
+            tree(&path, kind, only_folders, found);
+        }
+        if is_folder || !only_folders {
+            found.insert(format!("{kind} {}", path.display()));
+        }
+    }
+}
+
+/// Panics with the difference if the inventory does not come back to `before` within 10 s.
+pub(crate) fn must_equal(before: &BTreeSet<String>, folders: &[&Path], what: &str) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let after = inventory(folders);
+        if after == *before {
+            return;
+        }
+        if Instant::now() > until {
+            let left: Vec<_> = after.difference(before).collect();
+            let lost: Vec<_> = before.difference(&after).collect();
+            panic!("{what}: left behind {left:#?}, gone {lost:#?}");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
