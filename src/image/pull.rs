@@ -133,3 +133,6 @@ impl Store {
         Ok(added)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ impl<'a> Blob<'a> {
         let begins = response.headers().get(CONTENT_RANGE).and_then(|h| h.to_str().ok()).and_then(range_begin);
         self.skip = match (partial, begins) {
             (true, Some(begin)) if begin <= self.at => self.at.saturating_sub(begin),
-            (true, _) => return Err(self.cut()),
+            (true, _) => return Err(self.cut(None)),
             (false, _) => self.at,
         };
         let expected = self.size.saturating_sub(self.at).saturating_add(self.skip);
@@ -86,9 +86,10 @@ impl<'a> Blob<'a> {
         Ok(())
     }
 
-    fn cut(&self) -> RegistryError {
+    fn cut(&self, source: Option<reqwest::Error>) -> RegistryError {
         let (registry, what) = (self.client.registry.clone(), self.what.clone());
-        RegistryError::Cut { registry, what, at: self.at, size: self.size }
+        let source = source.map(|e| Box::new(e.without_url()));
+        RegistryError::Cut { registry, what, at: self.at, size: self.size, source }
     }
 
     fn stalled(&self) -> RegistryError {
@@ -98,14 +99,13 @@ impl<'a> Blob<'a> {
 
     /// The next bytes from the wire, into `chunk`. `false` at the end.
     fn step(&mut self) -> Result<bool, RegistryError> {
-        let Some(response) = &mut self.response else { return Err(self.cut()) };
+        let Some(response) = &mut self.response else { return Err(self.cut(None)) };
         let stall = self.client.options.stall;
         let step = self.event_loop.block_on(async { timeout(stall, response.chunk()).await });
         let mut chunk = match step {
             Err(_) => return Err(self.stalled()),
-            Ok(Err(source)) if self.at < self.size && source.is_body() => return Err(self.cut()),
-            Ok(Err(source)) => return Err(self.client.unreachable(source, &self.what)),
-            Ok(Ok(None)) if self.at < self.size => return Err(self.cut()),
+            Ok(Err(source)) => return Err(self.cut(Some(source))),
+            Ok(Ok(None)) if self.at < self.size => return Err(self.cut(None)),
             Ok(Ok(None)) => return Ok(false),
             Ok(Ok(Some(chunk))) => chunk.to_vec(),
         };
@@ -128,7 +128,7 @@ impl<'a> Blob<'a> {
     fn step_or_resume(&mut self) -> Result<bool, RegistryError> {
         loop {
             let failure = match self.step() {
-                Err(e) if is_worth_another_try(&e) || matches!(e, RegistryError::Unreachable { .. }) => e,
+                Err(e) if is_worth_another_try(&e) => e,
                 result => return result,
             };
             if self.resumed_at == Some(self.at) || self.resumes >= MAX_RESUMES {

@@ -264,7 +264,7 @@ fn build(secure: bool, options: &RegistryOptions) -> Result<reqwest::Client, req
 }
 
 /// The host of `host[:port]` is this machine by its form: `localhost`, 127.0.0.0/8 or ::1.
-fn is_loopback(registry: &str) -> bool {
+pub(super) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => registry.split(':').next().unwrap_or_default(),

@@ -64,6 +64,9 @@ pub enum RegistryError {
         at: u64,
         /// Bytes announced.
         size: u64,
+        /// What the connection says, if it says anything.
+        #[source]
+        source: Option<Box<reqwest::Error>>,
     },
     /// It is not there.
     #[error("Registry {registry} has no {what} (404): check the name and the tag")]

@@ -11,6 +11,8 @@ mod challenge;
 mod client;
 mod error;
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod tests;
 
 use std::io::Read;
