@@ -14,7 +14,8 @@ use rustix::process::Signal;
 use super::frame::{Body, Frame, FrameError};
 use super::keeper::{self, Says};
 use super::message::{Control, PROTOCOL};
-use super::{MissingTool, Places, Settings, Status, kernel, missing_tools};
+use super::{Places, Settings, Status, kernel};
+use crate::doctor::{MissingTool, install, missing_for_lab};
 use crate::sys::spawn::ChildSetup;
 
 /// Longest wait for a lab that another process starts (a slow download is part of it).
@@ -27,11 +28,7 @@ const STOP: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// Programs are not installed.
-    #[error(
-        "No QEMU for the lab: this machine lacks {}. As root: apt-get install --no-install-recommends {}",
-        list(.0.iter().map(ToString::to_string)),
-        packages(.0)
-    )]
+    #[error("No QEMU for the lab: this machine lacks {}. {}", names(.0), install(.0.iter().map(|t| t.package)))]
     Missing(Vec<MissingTool>),
     /// The caller is not root.
     #[error("The lab needs root: it serves this machine's files as their owners. Run it with sudo")]
@@ -80,16 +77,8 @@ pub enum LabError {
     },
 }
 
-fn list(items: impl Iterator<Item = String>) -> String {
-    items.collect::<Vec<_>>().join(", ")
-}
-
-fn packages(tools: &[MissingTool]) -> String {
-    let mut packages: Vec<&str> = tools.iter().map(|t| t.package).collect();
-    // QEMU's packages go together: the file server is in one, its user in another.
-    packages.sort_unstable();
-    packages.dedup();
-    packages.join(" ")
+fn names(tools: &[MissingTool]) -> String {
+    tools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// An error that another process met, with its causes.
@@ -143,7 +132,7 @@ pub fn start(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Started,
         if !rustix::process::geteuid().is_root() {
             return Err(LabError::NotRoot);
         }
-        let missing = missing_tools(&settings.search, kernel::find(&settings.places.kernel).is_none());
+        let missing = missing_for_lab(&settings.search, kernel::find(&settings.places.kernel).is_none());
         if !missing.is_empty() {
             return Err(LabError::Missing(missing));
         }
@@ -246,7 +235,12 @@ pub fn stop(places: &Places) -> Result<bool, LabError> {
                 keeper.end(Signal::KILL, Duration::from_secs(5));
             }
         }
-        if let Some(lock) = places.lock().map_err(state)? {
+        let lock = match places.lock() {
+            // The keeper's last act: the folder is gone, and with it all of the lab.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            other => other.map_err(state)?,
+        };
+        if let Some(lock) = lock {
             found |= places.recorded().iter().any(|p| p.open().is_some());
             places.clear(false);
             places.remove_lock();

@@ -12,7 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::kernel::Kernel;
 use super::leftovers::{Recorded, ended};
-use super::{KERNEL_MARK, Settings, inside, tools};
+use super::{KERNEL_MARK, Settings, inside};
+use crate::doctor::tools;
 use crate::sys::spawn::ChildSetup;
 
 /// What QEMU emulates: the newest AMD processor it can, with SVM; without 5-level paging, which its nested paging does not know.

@@ -26,7 +26,6 @@ mod leftovers;
 mod machine;
 mod message;
 mod session;
-mod tools;
 mod window;
 
 use std::ffi::OsString;
@@ -39,7 +38,6 @@ pub use client::{LabError, Reported, Started, start, status, stop};
 pub use frame::FrameError;
 pub use message::Size;
 pub use session::{Command, RunError, Stdio, run};
-pub use tools::{MissingTool, missing_tools};
 
 /// Where a lab keeps its things on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,9 @@
 
 pub mod birth;
 pub mod clock;
+#[cfg(feature = "cli")]
+pub mod kvm_page;
+pub mod landlock;
 pub mod loopback;
 pub mod loops;
 pub mod mounts;

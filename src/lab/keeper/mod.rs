@@ -93,10 +93,18 @@ fn say(what: &Says) {
 fn keep(settings: &Settings) -> Result<(), KeeperError> {
     let places = &settings.places;
     let state = |e| KeeperError::State(places.clone(), e);
-    places.make_state().map_err(state)?;
-    let Some(lock) = places.lock().map_err(state)? else {
-        say(&Says::Busy);
-        return Ok(());
+    let lock = loop {
+        places.make_state().map_err(state)?;
+        match places.lock() {
+            // The last keeper removed the folder in this moment.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(state(e)),
+            Ok(Some(lock)) => break lock,
+            Ok(None) => {
+                say(&Says::Busy);
+                return Ok(());
+            }
+        }
     };
     places.clear(false);
     // From here on 'lab stop' finds this process.

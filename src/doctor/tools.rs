@@ -1,4 +1,4 @@
-//! The programs that a lab needs, and the Debian packages that have them.
+//! Programs of other projects that Duplex uses, and the Debian packages that have them.
 
 use std::fmt;
 use std::fs;
@@ -20,7 +20,7 @@ impl fmt::Display for MissingTool {
 }
 
 /// The emulator.
-pub(super) const QEMU: &str = "qemu-system-x86_64";
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
 /// The file server of QEMU 7 and before, and the one that replaced it.
 const FILE_SERVERS: [&str; 3] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
@@ -29,19 +29,19 @@ const FILE_SERVERS: [&str; 3] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtio
 const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// Path of a program, in these folders or in those of system programs.
-pub(super) fn find(program: &str, search: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn find(program: &str, search: &[PathBuf]) -> Option<PathBuf> {
     let system = SYSTEM.map(PathBuf::from);
     search.iter().chain(&system).map(|dir| dir.join(program)).find(|p| p.is_file())
 }
 
 /// Path of virtiofsd, which distributions keep outside of everyone's `PATH`.
-pub(super) fn file_server(search: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn file_server(search: &[PathBuf]) -> Option<PathBuf> {
     FILE_SERVERS.iter().map(PathBuf::from).find(|p| p.is_file()).or_else(|| find("virtiofsd", search))
 }
 
 /// What a lab needs and this machine lacks, looked up in the folders of `search`. `kernel` says that the lab's kernel has still to be
 /// fetched.
-pub fn missing_tools(search: &[PathBuf], kernel: bool) -> Vec<MissingTool> {
+pub fn missing_for_lab(search: &[PathBuf], kernel: bool) -> Vec<MissingTool> {
     let mut wanted = vec![(QEMU, "qemu-system-x86"), ("modprobe", "kmod")];
     if kernel {
         wanted.extend([("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("depmod", "kmod")]);
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn what_is_nowhere_is_missing_with_its_package() {
-        let missing = missing_tools(&[], true);
+        let missing = missing_for_lab(&[], true);
         let qemu = missing.iter().find(|t| t.program == QEMU).unwrap();
         assert_eq!(qemu.to_string(), "qemu-system-x86_64 (package qemu-system-x86)");
     }
