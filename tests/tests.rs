@@ -1,6 +1,13 @@
 //! Tests that need nothing: no KVM, no root, no network.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/tarball.rs"]
+mod tarball;
+
+#[path = "offline/archives.rs"]
+mod archives;
+#[path = "offline/hostile_archives.rs"]
+mod hostile_archives;
 #[path = "offline/layers.rs"]
 mod layers;
 #[path = "offline/style.rs"]

@@ -347,7 +347,8 @@ fn the_three_ways_to_mount_agree() -> Verdict {
     }
 }
 
-fn large_directories_links_and_sparse_files() -> Verdict {
+/// Many files, odd names, long links, shared attributes.
+fn many_of_everything() -> Tarball {
     let mut tar = Tarball::default();
     for number in 0..5000 {
         tar.file(&format!("many/file-{number:05}-{}", "x".repeat(number % 60)), format!("{number}").as_bytes());
@@ -364,7 +365,11 @@ fn large_directories_links_and_sparse_files() -> Verdict {
         tar.pax(b'x', &[(name.as_str(), b"shared"), ("SCHILY.xattr.user.own", format!("{number}").as_bytes())]);
         tar.file(&format!("attributed/{number}"), b"");
     }
-    // PAX sparse 1.0: one mebibyte of holes, data at three places, one of them the last byte.
+    tar
+}
+
+/// PAX sparse 1.0: one mebibyte of holes, data at three places, one of them the last byte; and a file of 50 GB.
+fn add_sparse_files(tar: &mut Tarball) {
     let map = b"3\n0\n4\n500000\n5000\n1048575\n1\n";
     let mut body = map.to_vec();
     body.resize(512, 0);
@@ -385,6 +390,11 @@ fn large_directories_links_and_sparse_files() -> Verdict {
         ("GNU.sparse.name", b"huge"),
     ];
     tar.pax(b'x', &keys).file("short", b"0123456789");
+}
+
+fn large_directories_links_and_sparse_files() -> Verdict {
+    let mut tar = many_of_everything();
+    add_sparse_files(&mut tar);
     let made = make(&[(&tar.end(), Compression::None)]);
     let mounted = made.mounted()?;
     let names = fs::read_dir(mounted.at.join("many")).unwrap().count();

@@ -1,4 +1,5 @@
 //! Tar archives of every kind, made by the test byte by byte: what the reader takes is not made by its own code.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 512;

@@ -22,8 +22,14 @@ pub enum TarError {
         /// What should stand there.
         what: String,
     },
-    /// A header whose checksum does not fit its bytes, or no header at all.
-    #[error("Header at byte {at} is damaged or not a tar header: checksum {stored} in it, {sum} over it")]
+    /// A block that is no header.
+    #[error("Block at byte {at} is not a tar header: it has no checksum")]
+    NoHeader {
+        /// Offset in the archive.
+        at: u64,
+    },
+    /// A header whose checksum does not fit its bytes.
+    #[error("Block at byte {at} is not a tar header, or is damaged: checksum {stored} in it, {sum} over it")]
     Checksum {
         /// Offset in the archive.
         at: u64,

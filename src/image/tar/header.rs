@@ -55,7 +55,7 @@ impl Header {
             return Ok(None);
         }
         let header = Self { bytes, at };
-        let stored = header.number(CHECKSUM)?;
+        let stored = header.number(CHECKSUM).map_err(|_| TarError::NoHeader { at })?;
         // The sum counts the checksum field itself as eight spaces.
         let sum = bytes.iter().enumerate().fold(0_u64, |sum, (i, b)| {
             let counted = if (148..156).contains(&i) { b' ' } else { *b };
