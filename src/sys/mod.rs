@@ -1,9 +1,10 @@
 //! Raw system calls that std and rustix lack.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "cli")]
 pub mod birth;
 pub mod clock;
-#[cfg(feature = "cli")]
+pub mod fd;
 pub mod kvm_page;
 pub mod landlock;
 pub mod loopback;

@@ -1,0 +1,234 @@
+//! From a spec to a machine that is ready to run.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::boot::{self, Image, LoadError, Payload};
+use super::bus::{self, Bus};
+use super::events::{Poller, Wake};
+use super::kvm::{KvmError, Vcpu, Vm};
+use super::memory::{self, GuestRam, MemoryError};
+use super::ports::{Ports, SERIAL_IRQ, Serial};
+use super::virtio::blk::{Block, Disk, DiskError, Extent};
+use super::virtio::console::Console;
+use super::virtio::device::{Sources, VirtioDevice};
+use super::virtio::interrupt::{Interrupt, IrqLine};
+use super::virtio::mmio::MmioDevice;
+use super::virtio::rng::Rng;
+use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
+use crate::spec::{DiskSpec, MachineSpec, SpecFd};
+use crate::sys::fd;
+
+/// Most processors.
+pub const MOST_VCPUS: u8 = 8;
+/// Most disks.
+pub const MOST_DISKS: usize = 8;
+
+/// Why a machine was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// Too few or too many processors.
+    #[error("A machine has 1 to {MOST_VCPUS} processors, not {0}")]
+    Vcpus(u8),
+    /// Too many disks.
+    #[error("A machine has at most {MOST_DISKS} disks, not {0}")]
+    Disks(usize),
+    /// A context id that belongs to somebody else.
+    #[error("The guest's context id must be 3 or more and fit 32 bits, not {0}")]
+    Cid(u64),
+    /// A descriptor of the spec is not open.
+    #[error("Descriptor {number} ({what}) is not open")]
+    Descriptor {
+        /// Its number.
+        number: i32,
+        /// What the spec says it is.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A descriptor cannot be duplicated or an event made.
+    #[error("The monitor has no descriptors left")]
+    Descriptors(#[source] io::Error),
+    /// Kernel, initramfs or memory size do not do.
+    #[error("The machine cannot be loaded")]
+    Load(#[from] LoadError),
+    /// No memory.
+    #[error("The machine's memory cannot be made")]
+    Memory(#[from] MemoryError),
+    /// KVM does not make it.
+    #[error("KVM does not make the machine")]
+    Kvm(#[from] KvmError),
+    /// A disk is impossible.
+    #[error("Disk {index} cannot be made")]
+    Disk {
+        /// Which, from 0.
+        index: usize,
+        /// The cause.
+        #[source]
+        source: DiskError,
+    },
+    /// Too many streams.
+    #[error("A stream for the guest cannot be held")]
+    Stream(#[from] WaitingFull),
+}
+
+/// Inherited descriptors: each number is taken once and may be used several times.
+#[derive(Debug, Default)]
+struct Inherited(BTreeMap<i32, Arc<OwnedFd>>);
+
+impl Inherited {
+    fn get(&mut self, SpecFd(number): SpecFd, what: &'static str) -> Result<Arc<OwnedFd>, AssembleError> {
+        if let Some(fd) = self.0.get(&number) {
+            return Ok(fd.clone());
+        }
+        let fd = fd::take(number).map_err(|source| AssembleError::Descriptor { number, what, source })?;
+        Ok(self.0.entry(number).or_insert(Arc::new(fd)).clone())
+    }
+
+    /// For one who must own it: the same descriptor if nobody else uses it, else a duplicate.
+    fn own(&mut self, number: SpecFd, what: &'static str) -> Result<OwnedFd, AssembleError> {
+        let fd = self.get(number, what)?;
+        self.0.remove(&number.0);
+        match Arc::try_unwrap(fd) {
+            Ok(fd) => Ok(fd),
+            Err(shared) => {
+                let own = shared.try_clone().map_err(AssembleError::Descriptors)?;
+                self.0.insert(number.0, shared);
+                Ok(own)
+            }
+        }
+    }
+}
+
+/// A pin of the machine's IOAPIC.
+#[derive(Debug)]
+struct Pin {
+    vm: Arc<Vm>,
+    gsi: u32,
+}
+
+impl IrqLine for Pin {
+    fn pulse(&self) {
+        // Cannot fail on a VM with interrupt chips; if it did, the guest would wait, and the caller can end it.
+        let _ = self.vm.pulse(self.gsi);
+    }
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its processors, the boot processor first.
+    pub vcpus: Vec<Vcpu>,
+    /// Everything that they reach outside memory.
+    pub bus: Arc<Bus>,
+    /// Streams for guest connections.
+    pub waiting: WaitingStreams,
+}
+
+/// Builds the machine. `wake` calls the event loop, `poller` is its.
+///
+/// # Errors
+/// [`AssembleError`].
+pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> Result<Machine, AssembleError> {
+    check(spec)?;
+    let mut inherited = Inherited::default();
+    let kernel = inherited.get(spec.kernel, "kernel")?;
+    let initramfs = spec.initramfs.map(|fd| inherited.get(fd, "initramfs")).transpose()?;
+    let image = Image::read(&kernel).map_err(LoadError::from)?;
+    boot::check_memory(&image, initramfs.as_deref(), spec.memory_mib)?;
+    let ram = Arc::new(memory::reserve(spec.memory_mib)?);
+    let vm = Arc::new(Vm::new(inherited.own(spec.kvm, "/dev/kvm")?, &ram)?);
+    let mut devices =
+        Devices { spec, inherited: &mut inherited, poller, waiting: WaitingStreams::default(), list: Vec::new() };
+    devices.make()?;
+    let (list, waiting) = (devices.list, devices.waiting);
+    let mut cmdline = spec.cmdline.clone();
+    for (number, pin) in (0..list.len()).filter_map(|n| Some((n, bus::pin(n)?))) {
+        boot::add_parameter(&mut cmdline, &format!("virtio_mmio.device=4K@{:#x}:{pin}", bus::window(number)));
+    }
+    let payload =
+        Payload { kernel: (&kernel, &image), initramfs: initramfs.as_deref(), cmdline: &cmdline, vcpus: spec.vcpus };
+    let state = boot::load(&ram, spec.memory_mib, &payload)?;
+    let mut vcpus = Vec::new();
+    for index in 0..spec.vcpus {
+        vcpus.push(vm.create_vcpu(index, spec.vcpus)?);
+    }
+    if let Some(first) = vcpus.first() {
+        first.prepare_boot(&state)?;
+    }
+    let copy = spec.console.map(|fd| inherited.get(fd, "console")).transpose()?;
+    let ports = Ports::new(Serial::new(Arc::new(Pin { vm: vm.clone(), gsi: SERIAL_IRQ }), copy));
+    let devices = on_bus(list, &vm, &ram, wake);
+    Ok(Machine { vcpus, bus: Arc::new(Bus::new(ports, devices)), waiting })
+}
+
+fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
+    if !(1..=MOST_VCPUS).contains(&spec.vcpus) {
+        return Err(AssembleError::Vcpus(spec.vcpus));
+    }
+    if spec.disks.len() > MOST_DISKS {
+        return Err(AssembleError::Disks(spec.disks.len()));
+    }
+    match &spec.vsock {
+        Some(vsock) if vsock.cid < 3 || vsock.cid >= u64::from(u32::MAX) => Err(AssembleError::Cid(vsock.cid)),
+        _ => Ok(()),
+    }
+}
+
+fn on_bus(list: Vec<Box<dyn VirtioDevice>>, vm: &Arc<Vm>, ram: &Arc<GuestRam>, wake: &Arc<Wake>) -> Vec<MmioDevice> {
+    list.into_iter()
+        .enumerate()
+        .filter_map(|(number, device)| {
+            let line = Arc::new(Pin { vm: vm.clone(), gsi: bus::pin(number)? });
+            Some(MmioDevice::new(device, ram.clone(), Interrupt::new(line), wake.clone()))
+        })
+        .collect()
+}
+
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, console.
+struct Devices<'a> {
+    spec: &'a MachineSpec,
+    inherited: &'a mut Inherited,
+    poller: &'a Arc<Poller>,
+    waiting: WaitingStreams,
+    list: Vec<Box<dyn VirtioDevice>>,
+}
+
+impl Devices<'_> {
+    fn make(&mut self) -> Result<(), AssembleError> {
+        for (index, disk) in self.spec.disks.iter().enumerate() {
+            let disk = self.disk(index, disk)?;
+            self.list.push(Box::new(Block::new(disk)));
+        }
+        if let Some(vsock) = &self.spec.vsock {
+            for stream in &vsock.streams {
+                self.waiting.add(stream.port, self.inherited.own(stream.fd, "vsock stream")?)?;
+            }
+            let device = Vsock::new(vsock.cid, self.waiting.clone(), self.sources());
+            self.list.push(Box::new(device));
+        }
+        self.list.push(Box::new(Rng));
+        if let Some(console) = self.spec.console {
+            let console = Console::new(self.inherited.get(console, "console")?, self.sources());
+            self.list.push(Box::new(console));
+        }
+        Ok(())
+    }
+
+    /// For the device that is made next.
+    fn sources(&self) -> Sources {
+        Sources::new(self.poller.clone(), u32::try_from(self.list.len()).unwrap_or(u32::MAX))
+    }
+
+    fn disk(&mut self, index: usize, spec: &DiskSpec) -> Result<Disk, AssembleError> {
+        let mut extents = Vec::with_capacity(spec.extents.len());
+        for extent in &spec.extents {
+            let file = self.inherited.get(extent.fd, "disk")?;
+            extents.push(Extent { file, offset: extent.offset, len: extent.len });
+        }
+        Disk::new(extents, spec.read_only).map_err(|source| AssembleError::Disk { index, source })
+    }
+}

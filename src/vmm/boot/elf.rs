@@ -1,0 +1,251 @@
+//! The kernel image: an ELF64 executable for x86-64, `vmlinux`.
+//!
+//! ELF: System V ABI, chapters 4 and 5. Sizes and places come from a file that the user named: all arithmetic is checked all the same.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::LoadError;
+use crate::spec::MIB;
+use crate::vmm::memory::{GuestRam, PAGE, place_file};
+
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+const MOST_SEGMENTS: usize = 64;
+const PT_LOAD: u32 = 1;
+const ET_EXEC: u16 = 2;
+const EM_X86_64: u16 = 62;
+/// `boot_flag` and `header` of a bzImage, at 0x1fe and 0x202 (Linux `Documentation/arch/x86/boot.rst`).
+const BZIMAGE_MAGIC: &[u8] = b"HdrS";
+
+/// Why a file is not a kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It cannot be read.
+    #[error("The kernel file cannot be read")]
+    Read(#[source] io::Error),
+    /// It is compressed and wrapped for a boot loader.
+    #[error(
+        "The kernel file is a bzImage; an uncompressed vmlinux is needed (Linux's scripts/extract-vmlinux makes one)"
+    )]
+    BzImage,
+    /// It is something else.
+    #[error("The kernel file is not an ELF file; an uncompressed x86-64 vmlinux is needed")]
+    NotElf,
+    /// An ELF file for something else.
+    #[error("The kernel file is an ELF file but no x86-64 executable (class {class}, machine {machine}, type {kind})")]
+    NotX86_64 {
+        /// 2 is 64-bit.
+        class: u8,
+        /// 62 is x86-64.
+        machine: u16,
+        /// 2 is an executable.
+        kind: u16,
+    },
+    /// Its tables are broken.
+    #[error("The kernel file is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// A part of the file that belongs into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    offset: u64,
+    addr: u64,
+    in_file: u64,
+    in_memory: u64,
+}
+
+/// What the file says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    entry: u64,
+    segments: Vec<Segment>,
+}
+
+fn read_at(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, ImageError> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let got = rustix::io::pread(file, &mut buffer[done..], offset.saturating_add(done as u64))
+            .map_err(|e| ImageError::Read(e.into()))?;
+        if got == 0 {
+            break;
+        }
+        done += got;
+    }
+    Ok(done)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_le_bytes(*b))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+impl Image {
+    /// Reads the file's headers.
+    ///
+    /// # Errors
+    /// [`ImageError`], telling what the file is instead of a kernel.
+    pub fn read(file: &OwnedFd) -> Result<Self, ImageError> {
+        let mut start = [0_u8; 0x300];
+        let got = read_at(file, 0, &mut start)?;
+        let header = &start[..got];
+        if !header.starts_with(b"\x7fELF") {
+            let wrapped = header.get(0x202..0x206) == Some(BZIMAGE_MAGIC);
+            return Err(if wrapped { ImageError::BzImage } else { ImageError::NotElf });
+        }
+        if got < HEADER {
+            return Err(ImageError::Damaged("it ends within its header"));
+        }
+        let (class, order, kind, machine) = (header[4], header[5], u16_at(header, 16), u16_at(header, 18));
+        if (class, order, kind, machine) != (2, 1, ET_EXEC, EM_X86_64) {
+            return Err(ImageError::NotX86_64 { class, machine, kind });
+        }
+        let (table, size, count) = (u64_at(header, 32), u16_at(header, 54), usize::from(u16_at(header, 56)));
+        if usize::from(size) != PROGRAM_HEADER || count == 0 || count > MOST_SEGMENTS {
+            return Err(ImageError::Damaged("its program headers have an odd size or number"));
+        }
+        let mut headers = vec![0_u8; PROGRAM_HEADER * count];
+        if read_at(file, table, &mut headers)? != headers.len() {
+            return Err(ImageError::Damaged("it ends within its program headers"));
+        }
+        let length = super::size(file).map_err(ImageError::Read)?;
+        Self::parse(u64_at(header, 24), &headers, length)
+    }
+
+    fn parse(entry: u64, headers: &[u8], length: u64) -> Result<Self, ImageError> {
+        let mut segments = Vec::new();
+        for header in headers.chunks_exact(PROGRAM_HEADER).filter(|h| u32_at(h, 0) == PT_LOAD) {
+            let segment = Segment {
+                offset: u64_at(header, 8),
+                addr: u64_at(header, 24),
+                in_file: u64_at(header, 32),
+                in_memory: u64_at(header, 40),
+            };
+            let inside = segment.offset.checked_add(segment.in_file).is_some_and(|end| end <= length);
+            let ends = segment.addr.checked_add(segment.in_memory.max(segment.in_file));
+            if !inside {
+                return Err(ImageError::Damaged("a segment lies beyond its end"));
+            }
+            if segment.addr < MIB || ends.is_none_or(|end| end > 1 << 40) {
+                return Err(ImageError::Damaged("a segment belongs where no kernel can be"));
+            }
+            segments.push(segment);
+        }
+        let enters = |s: &Segment| (s.addr..s.addr + s.in_file).contains(&entry);
+        if !segments.iter().any(enters) {
+            return Err(ImageError::Damaged("its entry is in none of its segments"));
+        }
+        Ok(Self { entry, segments })
+    }
+
+    /// Guest address of the first instruction.
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// First guest address behind the kernel.
+    pub fn end(&self) -> u64 {
+        self.segments.iter().map(|s| s.addr + s.in_memory.max(s.in_file)).max().unwrap_or(0)
+    }
+
+    /// Puts the kernel into memory: whole pages are mapped, the ends of segments copied. Memory is zero everywhere else already.
+    ///
+    /// # Errors
+    /// If memory does not reach as far, or the file cannot be mapped.
+    pub fn place(&self, ram: &GuestRam, file: &OwnedFd) -> Result<(), LoadError> {
+        for segment in &self.segments {
+            let Segment { offset, addr, in_file, .. } = *segment;
+            // A segment that begins within a page shares it with its neighbour: copy up to the page's end, map from there.
+            let head = if addr % PAGE == offset % PAGE { (PAGE - addr % PAGE) % PAGE } else { 0 }.min(in_file);
+            place_file(ram, addr, file, offset, head)?;
+            place_file(ram, addr + head, file, offset + head, in_file - head)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use vm_memory::{Bytes, GuestAddress};
+
+    fn file(bytes: &[u8]) -> OwnedFd {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.into()
+    }
+
+    /// An ELF file with these segments: (offset, address, bytes in file, bytes in memory).
+    fn elf(entry: u64, segments: &[(u64, u64, u64, u64)], length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length.max(HEADER)];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[16..18].copy_from_slice(&ET_EXEC.to_le_bytes());
+        bytes[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
+        bytes[24..32].copy_from_slice(&entry.to_le_bytes());
+        bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        bytes[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        bytes[56..58].copy_from_slice(&u16::try_from(segments.len()).unwrap().to_le_bytes());
+        for (n, (offset, addr, in_file, in_memory)) in segments.iter().enumerate() {
+            let header = &mut bytes[64 + n * 56..64 + (n + 1) * 56];
+            header[..4].copy_from_slice(&PT_LOAD.to_le_bytes());
+            header[8..16].copy_from_slice(&offset.to_le_bytes());
+            header[24..32].copy_from_slice(&addr.to_le_bytes());
+            header[32..40].copy_from_slice(&in_file.to_le_bytes());
+            header[40..48].copy_from_slice(&in_memory.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn segments_are_placed_mapped_or_not() {
+        let mut bytes = elf(MIB, &[(0x1000, MIB, 0x1800, 0x3000), (0x2810, MIB + 0x4810, 0x900, 0x900)], 0x4000);
+        for (n, byte) in bytes[0x1000..].iter_mut().enumerate() {
+            *byte = u8::try_from(n % 253).unwrap();
+        }
+        let kernel = file(&bytes);
+        let image = Image::read(&kernel).unwrap();
+        assert_eq!((image.entry(), image.end()), (MIB, MIB + 0x5110));
+        let ram = crate::vmm::memory::reserve(2).unwrap();
+        image.place(&ram, &kernel).unwrap();
+        let mut memory = vec![0; 0x6000];
+        ram.read_slice(&mut memory, GuestAddress(MIB)).unwrap();
+        assert_eq!(memory[..0x1800], bytes[0x1000..0x2800]);
+        assert!(memory[0x1800..0x4810].iter().all(|b| *b == 0), "what is not in the file is zero");
+        assert_eq!(memory[0x4810..0x5110], bytes[0x2810..0x3110]);
+        assert!(memory[0x5110..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn other_files_are_named_for_what_they_are() {
+        let text = |bytes: &[u8]| Image::read(&file(bytes)).unwrap_err().to_string();
+        assert!(text(b"").contains("not an ELF"));
+        assert!(text(b"#!/bin/sh\n").contains("not an ELF"));
+        let mut wrapped = vec![0; 0x400];
+        wrapped[0x202..0x206].copy_from_slice(BZIMAGE_MAGIC);
+        assert!(text(&wrapped).contains("bzImage"));
+        let mut foreign = elf(MIB, &[(0, MIB, 1, 1)], 0x100);
+        foreign[18] = 183;
+        assert!(text(&foreign).contains("machine 183"));
+        assert!(text(&elf(MIB, &[(0, MIB, 1, 1)], 0x100)[..70]).contains("ends within its program headers"));
+    }
+
+    #[test]
+    fn damaged_tables_are_refused() {
+        let refused = |bytes: &[u8]| matches!(Image::read(&file(bytes)), Err(ImageError::Damaged(_)));
+        assert!(refused(&elf(MIB, &[(0, MIB, 0x1000, 1)], 0x100)), "beyond the file");
+        assert!(refused(&elf(MIB, &[(u64::MAX, MIB, 2, 2)], 0x100)), "offset overflows");
+        assert!(refused(&elf(MIB, &[(0, u64::MAX - 1, 2, u64::MAX)], 0x100)), "address overflows");
+        assert!(refused(&elf(0, &[(0, 0, 2, 2)], 0x100)), "over the tables below 1 MiB");
+        assert!(refused(&elf(MIB + 9, &[(0, MIB, 2, 2)], 0x100)), "entry outside");
+        assert!(refused(&elf(MIB, &[], 0x100)), "nothing to load");
+    }
+}

@@ -1,0 +1,149 @@
+//! One virtual processor: run it, and get it out of the guest from another thread.
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::registers::{BootState, set_boot_state};
+use super::{KvmError, refused};
+
+thread_local! {
+    /// The `immediate_exit` byte of the vCPU that this thread runs.
+    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
+}
+
+/// Why a processor left the guest, as far as the monitor acts on it.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest wrote to an I/O port.
+    Out(u16, &'a [u8]),
+    /// The guest reads an I/O port; the bytes are the answer.
+    In(u16, &'a mut [u8]),
+    /// The guest wrote to a device's memory.
+    Write(u64, &'a [u8]),
+    /// The guest reads a device's memory; the bytes are the answer.
+    Read(u64, &'a mut [u8]),
+    /// A signal arrived: somebody wants this processor's thread.
+    Interrupted,
+    /// Triple fault.
+    Shutdown,
+    /// KVM gave up; in words.
+    Fault(String),
+}
+
+/// A processor. Runs on the thread that holds it.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd) -> Self {
+        Self { fd }
+    }
+
+    /// Sets the registers with which the kernel's 64-bit entry is called. Only for the boot processor: the others wait for its call.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn prepare_boot(&self, state: &BootState) -> Result<(), KvmError> {
+        set_boot_state(&self.fd, state).map_err(refused("set the boot processor's registers"))
+    }
+
+    /// Makes this thread the processor's own: a [`Kicker`]'s signal from now on takes it out of the guest, even if it arrives just before
+    /// [`Vcpu::run`]. Undone when the returned guard is dropped.
+    pub fn bind(&mut self) -> Bound<'_> {
+        let byte = &raw const self.fd.get_kvm_run().immediate_exit;
+        IMMEDIATE_EXIT.set(byte.cast::<AtomicU8>());
+        compiler_fence(Ordering::SeqCst);
+        Bound { vcpu: self }
+    }
+}
+
+/// A processor bound to this thread.
+#[derive(Debug)]
+pub struct Bound<'a> {
+    vcpu: &'a mut Vcpu,
+}
+
+impl Bound<'_> {
+    /// Runs the guest until something needs the monitor.
+    pub fn run(&mut self) -> Exit<'_> {
+        match self.vcpu.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => Exit::Out(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => Exit::In(port, data),
+            Ok(VcpuExit::MmioWrite(addr, data)) => Exit::Write(addr, data),
+            Ok(VcpuExit::MmioRead(addr, data)) => Exit::Read(addr, data),
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                Exit::Fault(format!("the processor refused to enter the guest (reason {reason:#x})"))
+            }
+            Ok(VcpuExit::InternalError) => {
+                Exit::Fault("KVM met an instruction it cannot emulate (internal error)".to_owned())
+            }
+            Ok(other) => Exit::Fault(format!("unexpected exit {other:?}")),
+            Err(e) => match io::Error::from(e) {
+                e if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Exit::Interrupted,
+                e => Exit::Fault(format!("KVM_RUN failed: {e}")),
+            },
+        }
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null());
+    }
+}
+
+/// The signal that takes a processor's thread out of the guest: the second real-time signal of the C library's range.
+pub fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
+
+extern "C" fn on_kick(_: libc::c_int) {
+    let byte = IMMEDIATE_EXIT.get();
+    if !byte.is_null() {
+        // SAFETY: set by `Vcpu::bind` on this very thread to a byte of the vCPU's shared page, and cleared before that page can go away.
+        unsafe { &*byte }.store(1, Ordering::Relaxed);
+    }
+}
+
+/// Installs the handler of [`kick_signal`] for the process.
+///
+/// # Errors
+/// What `sigaction` gave.
+pub fn ready_for_kicks() -> io::Result<()> {
+    // SAFETY: all-zero is a valid sigaction: no flags (so that system calls are interrupted), empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_kick as extern "C" fn(libc::c_int) as *const () as usize;
+    // SAFETY: `action` is initialised, its handler only touches a thread-local cell without destructor and an atomic.
+    match unsafe { libc::sigaction(kick_signal(), &raw const action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes a processor's thread out of the guest.
+#[derive(Debug)]
+pub struct Kicker<T>(JoinHandle<T>);
+
+impl<T> Kicker<T> {
+    /// For the thread that runs the processor.
+    pub fn new(thread: JoinHandle<T>) -> Self {
+        Self(thread)
+    }
+
+    /// Kicks the thread and waits until it ends. The thread must end by itself after its processor was interrupted.
+    pub fn end(self) -> std::thread::Result<T> {
+        // SAFETY: the thread is not joined yet (`self.0` is owned), so its id is valid even if it has already ended.
+        unsafe { libc::pthread_kill(self.0.as_pthread_t(), kick_signal()) };
+        self.0.join()
+    }
+}

@@ -1,0 +1,190 @@
+//! A machine's life: built, running, ended.
+//!
+//! ```text
+//! spec --assemble--> ready --Running sent--> running --a vCPU's last exit, Kill, or the caller gone--> ended --Exited sent
+//!          \_ Failed sent
+//! ```
+//!
+//! The main thread is the event loop; each processor has a thread. Whoever ends the machine says so in [`Ending`]; the event loop then takes
+//! the processors out of the guest, hands over what the guest had sent, and reports.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::assemble::{AssembleError, Machine, assemble};
+use super::bus::Bus;
+use super::control::{Control, Incoming};
+use super::events::{Interest, Poller, Readiness, Token, Wake};
+use super::kvm::{Kicker, ready_for_kicks};
+use super::role::{EnterRole, Role};
+use super::vcpu::{self, Ending};
+use super::virtio::vsock::WaitingStreams;
+use crate::spec::{MachineEvent, MachineExit, MachineSpec, RequestToMonitor};
+
+/// How long the host may take to read what an orderly ended guest had sent, before it is dropped.
+const DELIVERY: Duration = Duration::from_secs(10);
+
+/// Why a machine did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not be made.
+    #[error("The machine cannot be made")]
+    Assemble(#[from] AssembleError),
+    /// The event loop could not be set up or failed.
+    #[error("The monitor cannot wait for events")]
+    Events(#[source] io::Error),
+    /// A thread is missing.
+    #[error("The thread of processor {0} cannot be started")]
+    Thread(u8, #[source] io::Error),
+    /// The caller's confinement failed.
+    #[error("The monitor cannot be confined")]
+    Confine(#[source] io::Error),
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// An error and its causes, one text each.
+pub fn causes(error: &dyn Error) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes
+}
+
+/// Runs the machine to its end and reports on the control socket. Returns how it ended, or what kept it from running.
+///
+/// # Errors
+/// [`RunError`]; it has been reported as [`MachineEvent::Failed`].
+pub fn run(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Result<MachineExit, RunError> {
+    let result = run_to_end(spec, control, enter);
+    let event = match &result {
+        Ok(exit) => MachineEvent::Exited { exit: exit.clone(), at_ns: now_ns() },
+        Err(e) => MachineEvent::Failed { causes: causes(e) },
+    };
+    // A caller that is gone needs no report.
+    let _ = control.tell(&event);
+    result
+}
+
+fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Result<MachineExit, RunError> {
+    let poller = Arc::new(Poller::new().map_err(RunError::Events)?);
+    let wake = Arc::new(Wake::new().map_err(RunError::Events)?);
+    poller.add(control.fd(), Token::Control, Interest::READ).map_err(RunError::Events)?;
+    poller.add(wake.as_fd(), Token::Wake, Interest::READ).map_err(RunError::Events)?;
+    let machine = assemble(spec, &poller, &wake)?;
+    ready_for_kicks().map_err(RunError::Events)?;
+    let ending = Arc::new(Ending::new(wake.clone()));
+    let Machine { vcpus, bus, waiting } = machine;
+    let _ = control.tell(&MachineEvent::Running { at_ns: now_ns() });
+    let mut threads = Vec::new();
+    for (index, vcpu) in (0_u8..).zip(vcpus) {
+        match vcpu::start(index, vcpu, bus.clone(), ending.clone(), enter.clone()) {
+            Ok(thread) => threads.push(thread),
+            Err(e) => {
+                stop(&ending, threads);
+                return Err(RunError::Thread(index, e));
+            }
+        }
+    }
+    let server = Server { control, poller: &poller, wake: &wake, bus: &bus, waiting: &waiting, ending: &ending };
+    let served = enter.enter(Role::EventLoop).map_err(RunError::Confine).and_then(|()| server.serve());
+    stop(&ending, threads);
+    served?;
+    let exit = ending.exit().unwrap_or(MachineExit::Killed);
+    if !matches!(exit, MachineExit::Killed) {
+        server.deliver();
+    }
+    Ok(exit)
+}
+
+fn stop(ending: &Ending, threads: Vec<Kicker<()>>) {
+    // Keeps an earlier word.
+    ending.end(MachineExit::Killed);
+    for thread in threads {
+        // A thread that panicked has ended as well.
+        let _ = thread.end();
+    }
+}
+
+/// The event loop.
+struct Server<'a> {
+    control: &'a Control,
+    poller: &'a Poller,
+    wake: &'a Wake,
+    bus: &'a Bus,
+    waiting: &'a WaitingStreams,
+    ending: &'a Ending,
+}
+
+impl Server<'_> {
+    /// Serves until the machine ends.
+    fn serve(&self) -> Result<(), RunError> {
+        while !self.ending.has_ended() {
+            self.turn(None)?;
+        }
+        Ok(())
+    }
+
+    /// Waits once and serves what came.
+    fn turn(&self, timeout: Option<Timespec>) -> Result<(), RunError> {
+        for (token, readiness) in self.poller.wait(timeout).map_err(RunError::Events)? {
+            match token {
+                Token::Control => self.requests(),
+                Token::Wake => {
+                    self.wake.hear();
+                    self.bus.devices().iter().for_each(|device| device.resume());
+                }
+                Token::Device { device, source } => self.device(device, source, readiness),
+            }
+        }
+        Ok(())
+    }
+
+    fn device(&self, device: u32, source: u32, readiness: Readiness) {
+        if let Some(device) = self.bus.device(device) {
+            device.ready(source, readiness);
+        }
+    }
+
+    fn requests(&self) {
+        loop {
+            match self.control.receive() {
+                Incoming::Request(RequestToMonitor::Kill, _) | Incoming::Closed => {
+                    return self.ending.end(MachineExit::Killed);
+                }
+                Incoming::Request(RequestToMonitor::AddStream { port }, Some(fd)) => {
+                    // A table that is full closes the stream, which its owner sees.
+                    let _ = self.waiting.add(port, fd);
+                }
+                Incoming::Request(RequestToMonitor::AddStream { .. }, None) | Incoming::Unknown => {}
+                Incoming::Nothing => return,
+            }
+        }
+    }
+
+    /// After the guest's end: waits until the host has taken what the guest had sent.
+    fn deliver(&self) {
+        let deadline = Instant::now() + DELIVERY;
+        let left = || self.bus.devices().iter().map(|device| device.undelivered()).sum::<u64>();
+        while left() > 0 && Instant::now() < deadline {
+            let wait = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            if self.turn(Some(wait)).is_err() || self.ending.exit() == Some(MachineExit::Killed) {
+                return;
+            }
+        }
+    }
+}

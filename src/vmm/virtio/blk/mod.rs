@@ -1,0 +1,79 @@
+//! Block device (virtio 1.2, 5.2): one queue, synchronous file I/O straight between the file and guest memory.
+
+mod disk;
+mod request;
+
+pub use disk::{Disk, DiskError, Extent};
+pub use request::{SECTOR, serve};
+
+use super::device::{BUDGET, DeviceIo, Next, VirtioDevice, config_bytes};
+use super::fault::GuestFault;
+use super::queue::{Progress, Served};
+
+/// VIRTIO_BLK_F_SEG_MAX: `seg_max` is valid.
+const F_SEG_MAX: u64 = 1 << 2;
+/// VIRTIO_BLK_F_RO: the device is read-only.
+const F_RO: u64 = 1 << 5;
+/// VIRTIO_BLK_F_FLUSH: cache flush command.
+const F_FLUSH: u64 = 1 << 9;
+
+const QUEUE_SIZE: u16 = 128;
+
+/// The block device of one disk.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    config: [u8; 16],
+}
+
+impl Block {
+    /// For this disk.
+    pub fn new(disk: Disk) -> Self {
+        let mut config = [0; 16];
+        let capacity = (disk.len() / SECTOR).to_le_bytes();
+        // All descriptors but those of header and status.
+        let seg_max = u32::from(QUEUE_SIZE).saturating_sub(2).to_le_bytes();
+        // struct virtio_blk_config: le64 capacity, le32 size_max, le32 seg_max (5.2.4).
+        for (to, from) in config.iter_mut().zip(capacity.iter().chain(&[0; 4]).chain(&seg_max)) {
+            *to = *from;
+        }
+        Self { disk, config }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> u32 {
+        2
+    }
+
+    fn features(&self) -> u64 {
+        F_SEG_MAX | if self.disk.is_read_only() { F_RO } else { F_FLUSH }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        config_bytes(&self.config, offset, data);
+    }
+
+    fn kick(&mut self, queue: u16, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
+        let counters = io.counters;
+        let Some(Some(live)) = io.queues.get_mut(usize::from(queue)) else { return Ok(Next::Wait) };
+        let progress = live.serve(io.ram, BUDGET, |chain| {
+            counters.served.add();
+            let answer = serve(&self.disk, chain)?;
+            if answer.refused {
+                counters.refused.add();
+            }
+            Ok(Served::Done(answer.written))
+        });
+        io.notify(queue)?;
+        Ok(if progress? == Progress::Budget { Next::Again(queue) } else { Next::Wait })
+    }
+}
+
+#[cfg(test)]
+mod tests;

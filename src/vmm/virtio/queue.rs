@@ -1,0 +1,260 @@
+//! Split virtqueues (virtio 1.2, 2.7), in two types: [`QueueSetup`] while the driver lays one out, [`LiveQueue`] from DRIVER_OK on. A live
+//! queue has no way to change its layout.
+//!
+//! `virtio-queue` keeps the ring indices; the walk along a chain is ours, because here a bad chain must be told from a short one.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::area::Area;
+use super::fault::GuestFault;
+use crate::vmm::memory::GuestRam;
+
+const DESCRIPTOR_SIZE: u64 = 16;
+
+/// A queue's registers before DRIVER_OK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Most descriptors, QueueNumMax.
+    pub max: u16,
+    /// QueueNum as written.
+    pub size: u32,
+    /// QueueReady.
+    pub ready: bool,
+    /// Descriptor table.
+    pub table: u64,
+    /// Available ring (driver area).
+    pub avail: u64,
+    /// Used ring (device area).
+    pub used: u64,
+}
+
+impl QueueSetup {
+    /// As after a reset.
+    pub fn new(max: u16) -> Self {
+        Self { max, size: u32::from(max), ready: false, table: 0, avail: 0, used: 0 }
+    }
+
+    /// Checks the layout and freezes it. A queue that the driver did not make ready is `None`.
+    ///
+    /// # Errors
+    /// [`GuestFault::Layout`] for a size that is no power of two or too large, wrong alignment, or a ring outside memory.
+    pub fn freeze(&self, index: u16, event_idx: bool, ram: &GuestRam) -> Result<Option<LiveQueue>, GuestFault> {
+        if !self.ready {
+            return Ok(None);
+        }
+        let refuse = |_| GuestFault::Layout(index);
+        let mut queue = Queue::new(self.max).map_err(refuse)?;
+        queue.try_set_size(u16::try_from(self.size).map_err(|_| GuestFault::Layout(index))?).map_err(refuse)?;
+        queue.try_set_desc_table_address(GuestAddress(self.table)).map_err(refuse)?;
+        queue.try_set_avail_ring_address(GuestAddress(self.avail)).map_err(refuse)?;
+        queue.try_set_used_ring_address(GuestAddress(self.used)).map_err(refuse)?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        // An available ring at address 0 is what `virtio-queue` takes for "not laid out".
+        if self.avail == 0 || !queue.is_valid(ram) {
+            return Err(GuestFault::Layout(index));
+        }
+        Ok(Some(LiveQueue { queue }))
+    }
+}
+
+/// A request of the driver: what the device may read and where it may write.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    /// Index of the first descriptor, by which the chain is given back.
+    pub head: u16,
+    /// Device-readable bytes.
+    pub readable: Area<'a>,
+    /// Device-writable bytes.
+    pub writable: Area<'a>,
+}
+
+/// What a device did with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Done; so many bytes were written.
+    Done(u32),
+    /// Cannot be done now: it stays the next one, and the queue stops.
+    Later,
+}
+
+/// How far a device came with a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// No chain is left; the driver notifies of the next one.
+    Drained,
+    /// The budget is spent, chains are left.
+    Budget,
+    /// The device cannot go on with the next chain now.
+    Blocked,
+}
+
+/// A queue at work.
+#[derive(Debug)]
+pub struct LiveQueue {
+    queue: Queue,
+}
+
+impl LiveQueue {
+    /// Takes the next chain, if there is one. A chain that breaks a rule is consumed: it is never looked at again.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn next<'a>(&mut self, ram: &'a GuestRam) -> Result<Option<Chain<'a>>, GuestFault> {
+        let head = {
+            let mut available = self.queue.iter(ram).map_err(|_| GuestFault::AvailIndex)?;
+            match available.next() {
+                None => return Ok(None),
+                Some(chain) => chain.head_index(),
+            }
+        };
+        match self.walk(ram, head) {
+            Ok(chain) => Ok(Some(chain)),
+            Err(fault) => {
+                // Give it back if it has an index to be given back by; the fault stands either way.
+                let _ = self.give_back(ram, head, 0);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Puts the chain that was taken last back to be the next one.
+    pub fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    fn walk<'a>(&self, ram: &'a GuestRam, head: u16) -> Result<Chain<'a>, GuestFault> {
+        let mut chain = Chain { head, readable: Area::default(), writable: Area::default() };
+        let mut index = head;
+        let mut bytes = 0_u32;
+        for _ in 0..self.queue.size() {
+            if index >= self.queue.size() {
+                return Err(GuestFault::Descriptor(index));
+            }
+            let descriptor = self.descriptor(ram, index)?;
+            if descriptor.refers_to_indirect_table() {
+                return Err(GuestFault::Indirect);
+            }
+            bytes = bytes.checked_add(descriptor.len()).ok_or(GuestFault::ChainBytes)?;
+            if !descriptor.is_write_only() && !chain.writable.is_empty() {
+                return Err(GuestFault::Order);
+            }
+            let area = if descriptor.is_write_only() { &mut chain.writable } else { &mut chain.readable };
+            append(ram, area, descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(chain);
+            }
+            index = descriptor.next();
+        }
+        Err(GuestFault::ChainLength)
+    }
+
+    fn descriptor(&self, ram: &GuestRam, index: u16) -> Result<Descriptor, GuestFault> {
+        let offset = u64::from(index).saturating_mul(DESCRIPTOR_SIZE);
+        let addr = self.queue.desc_table().saturating_add(offset);
+        ram.read_obj(GuestAddress(addr)).map_err(|_| GuestFault::Address { addr, len: DESCRIPTOR_SIZE })
+    }
+
+    /// Gives a chain back to the driver with the number of bytes written.
+    ///
+    /// # Errors
+    /// If the chain's index or the used ring is not where it can be.
+    pub fn give_back(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), GuestFault> {
+        self.queue.add_used(ram, head, written).map_err(|_| GuestFault::Descriptor(head))
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since it was asked last.
+    ///
+    /// # Errors
+    /// If the ring is not in memory.
+    pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, GuestFault> {
+        self.queue.needs_notification(ram).map_err(|_| self.ring_fault())
+    }
+
+    /// Asks the driver to notify of the next chain. True if one came in the meantime.
+    ///
+    /// # Errors
+    /// If the ring is not in memory.
+    pub fn listen(&mut self, ram: &GuestRam) -> Result<bool, GuestFault> {
+        self.queue.enable_notification(ram).map_err(|_| self.ring_fault())
+    }
+
+    /// Asks the driver not to notify.
+    ///
+    /// # Errors
+    /// If the ring is not in memory.
+    pub fn ignore(&mut self, ram: &GuestRam) -> Result<(), GuestFault> {
+        self.queue.disable_notification(ram).map_err(|_| self.ring_fault())
+    }
+
+    /// Whether a chain is there.
+    ///
+    /// # Errors
+    /// If the ring is not in memory.
+    pub fn has_chain(&self, ram: &GuestRam) -> Result<bool, GuestFault> {
+        let index = self.queue.avail_idx(ram, Ordering::Acquire).map_err(|_| self.ring_fault())?;
+        Ok(index != Wrapping(self.queue.next_avail()))
+    }
+
+    /// Serves chains until none is left, the device cannot go on, or `budget` of them are done.
+    ///
+    /// # Errors
+    /// The first rule that a chain or the ring breaks.
+    pub fn serve<F>(&mut self, ram: &GuestRam, budget: u32, mut serve: F) -> Result<Progress, GuestFault>
+    where
+        F: FnMut(Chain<'_>) -> Result<Served, GuestFault>,
+    {
+        let mut left = budget;
+        loop {
+            self.ignore(ram)?;
+            while let Some(chain) = self.next(ram)? {
+                let head = chain.head;
+                if left == 0 {
+                    self.put_back();
+                    return Ok(Progress::Budget);
+                }
+                left = left.saturating_sub(1);
+                match serve(chain) {
+                    Ok(Served::Done(written)) => self.give_back(ram, head, written)?,
+                    Ok(Served::Later) => {
+                        self.put_back();
+                        return Ok(Progress::Blocked);
+                    }
+                    Err(fault) => {
+                        self.give_back(ram, head, 0)?;
+                        return Err(fault);
+                    }
+                }
+            }
+            if !self.listen(ram)? {
+                return Ok(Progress::Drained);
+            }
+        }
+    }
+
+    fn ring_fault(&self) -> GuestFault {
+        GuestFault::Address { addr: self.queue.avail_ring(), len: u64::from(self.queue.size()) }
+    }
+}
+
+fn append<'a>(ram: &'a GuestRam, area: &mut Area<'a>, descriptor: Descriptor) -> Result<(), GuestFault> {
+    let (addr, len) = (descriptor.addr(), descriptor.len());
+    let fault = || GuestFault::Address { addr: addr.0, len: u64::from(len) };
+    let count = usize::try_from(len).map_err(|_| fault())?;
+    if count > 0 && !ram.check_range(addr, count) {
+        return Err(fault());
+    }
+    for piece in ram.get_slices(addr, count) {
+        area.push(piece.map_err(|_| fault())?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "queue/tests.rs"]
+mod tests;
