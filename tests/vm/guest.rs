@@ -1,0 +1,218 @@
+//! The guest half of the machine cases: PID 1 of a test's machine, compiled by `machine.rs` into one static program.
+//!
+//! Its arguments (behind `--` on the kernel command line) are the case to play. Standard output is the console; a case that went well ends
+//! with the line `GUEST OK` and the machine's orderly end.
+
+use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::FileExt;
+
+const EXIT_PORT: u16 = 0x5f0;
+const SHUTDOWN: u8 = 0x10;
+
+unsafe extern "C" {
+    fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn connect(fd: c_int, addr: *const VsockAddr, len: u32) -> c_int;
+    fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn ioperm(from: c_ulong, count: c_ulong, on: c_int) -> c_int;
+    fn reboot(command: c_int) -> c_int;
+    fn open(path: *const c_char, flags: c_int) -> c_int;
+    fn dup2(from: c_int, to: c_int) -> c_int;
+}
+
+/// struct sockaddr_vm.
+#[repr(C)]
+struct VsockAddr {
+    family: u16,
+    reserved: u16,
+    port: u32,
+    cid: u32,
+    zero: [u8; 4],
+}
+
+const AF_VSOCK: c_int = 40;
+
+fn text(s: &str) -> CString {
+    CString::new(s).unwrap()
+}
+
+fn out(port: u16, byte: u8) {
+    unsafe {
+        ioperm(port.into(), 1, 1);
+        core::arch::asm!("out dx, al", in("dx") port, in("al") byte);
+    }
+}
+
+fn mount_at(kind: &str, target: &str) {
+    fs::create_dir_all(target).unwrap();
+    let (kind, target) = (text(kind), text(target));
+    let done = unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    assert_eq!(done, 0, "mount: {}", io::Error::last_os_error());
+}
+
+fn vsock(port: u32) -> io::Result<File> {
+    let fd = unsafe { socket(AF_VSOCK, 1, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let file = unsafe { File::from_raw_fd(fd) };
+    let addr = VsockAddr { family: AF_VSOCK as u16, reserved: 0, port, cid: 2, zero: [0; 4] };
+    match unsafe { connect(fd, &addr, size_of::<VsockAddr>() as u32) } {
+        0 => Ok(file),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn end_sending(file: &File) {
+    use std::os::fd::AsRawFd;
+    assert_eq!(unsafe { shutdown(file.as_raw_fd(), 1) }, 0);
+}
+
+/// The byte that test data has at an offset.
+fn pattern(offset: u64) -> u8 {
+    (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+fn expect_pattern(bytes: &[u8], offset: u64) {
+    for (n, byte) in bytes.iter().enumerate() {
+        assert_eq!(*byte, pattern(offset + n as u64), "at {}", offset + n as u64);
+    }
+}
+
+fn hello() {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap().matches("processor\t").count();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap();
+    println!("cpus={cpus}");
+    println!("{}", memory.lines().next().unwrap());
+    println!("clock={}", fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap().trim());
+    // All processors do work at once.
+    let threads: Vec<_> = (0..cpus).map(|n| std::thread::spawn(move || (0..2_000_000_u64).fold(n as u64, |a, b| a ^ b))).collect();
+    let sum = threads.into_iter().map(|t| t.join().unwrap()).fold(0, |a: u64, b| a.wrapping_add(b));
+    println!("sum={sum}");
+}
+
+/// vda: read-only, two extents, pattern from 0. vdb: writable, 1 MiB.
+fn disks() {
+    let mut ro = File::open("/dev/vda").unwrap();
+    let size = ro.seek(SeekFrom::End(0)).unwrap();
+    println!("vda={size}");
+    println!("ro={}", fs::read_to_string("/sys/block/vda/ro").unwrap().trim());
+    println!("serial={}", fs::read_to_string("/sys/block/vda/serial").unwrap().trim());
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let count = ro.read_at(&mut buffer, at).unwrap();
+        expect_pattern(&buffer[..count], at);
+        at += count as u64;
+    }
+    let denied = OpenOptions::new().write(true).open("/dev/vda").and_then(|f| f.write_at(b"x", 0).and_then(|_| f.sync_all()));
+    println!("write={:?}", denied.map_err(|e| e.raw_os_error()));
+    let rw = OpenOptions::new().read(true).write(true).open("/dev/vdb").unwrap();
+    let data: Vec<u8> = (0..1 << 20).map(pattern).collect();
+    rw.write_all_at(&data, 0).unwrap();
+    rw.sync_all().unwrap();
+}
+
+fn echo(port: &str) {
+    let mut stream = vsock(port.parse().unwrap()).unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let mut total = 0;
+    loop {
+        let count = stream.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        stream.write_all(&buffer[..count]).unwrap();
+        total += count;
+    }
+    end_sending(&stream);
+    println!("echoed={total}");
+}
+
+/// Sends `count` bytes of the pattern, then receives as many.
+fn bulk(port: &str, count: &str) {
+    let count: u64 = count.parse().unwrap();
+    let mut stream = vsock(port.parse().unwrap()).unwrap();
+    let mut at = 0;
+    while at < count {
+        let data: Vec<u8> = (at..(at + (64 << 10)).min(count)).map(pattern).collect();
+        stream.write_all(&data).unwrap();
+        at += data.len() as u64;
+    }
+    end_sending(&stream);
+    let mut at = 0;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let got = stream.read(&mut buffer).unwrap();
+        if got == 0 {
+            break;
+        }
+        expect_pattern(&buffer[..got], at);
+        at += got as u64;
+    }
+    println!("received={at}");
+}
+
+fn refused(port: &str) {
+    println!("connect={:?}", vsock(port.parse().unwrap()).map(drop).map_err(|e| e.raw_os_error()));
+}
+
+fn random() {
+    let mut bytes = [0; 4096];
+    File::open("/dev/hwrng").unwrap().read_exact(&mut bytes).unwrap();
+    let ones: u32 = bytes.iter().map(|b| b.count_ones()).sum();
+    println!("name={}", fs::read_to_string("/sys/class/misc/hw_random/rng_current").unwrap().trim());
+    println!("ones={ones}");
+}
+
+fn console(lines: &str) {
+    for n in 0..lines.parse().unwrap() {
+        println!("line {n} {}", "x".repeat(100));
+    }
+}
+
+fn main() {
+    mount_at("devtmpfs", "/dev");
+    mount_at("proc", "/proc");
+    mount_at("sysfs", "/sys");
+    let console_fd = unsafe { open(text("/dev/console").as_ptr(), 2) };
+    for fd in 0..3 {
+        unsafe { dup2(console_fd, fd) };
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["hello"] => hello(),
+        ["disks"] => disks(),
+        ["echo", port] => echo(port),
+        ["bulk", port, count] => bulk(port, count),
+        ["refused", port] => refused(port),
+        ["random"] => random(),
+        ["console", lines] => console(lines),
+        ["panic"] => std::process::exit(3),
+        // RB_AUTOBOOT; with reboot=t on the command line the kernel makes a triple fault of it.
+        ["reset"] => drop(unsafe { reboot(0x0123_4567) }),
+        ["exit", code] => out(EXIT_PORT, code.parse().unwrap()),
+        ["hang"] => loop {
+            println!("hanging");
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        },
+        ["poke"] => poke(),
+        ["quiet"] => {}
+        _ => println!("no case {words:?}"),
+    }
+    println!("GUEST OK");
+    io::stdout().flush().unwrap();
+    out(EXIT_PORT, SHUTDOWN);
+}
+
+/// Accesses to devices that are not there, through /dev/mem where the kernel has it, and ports.
+fn poke() {
+    for port in [0x80_u16, 0x70, 0xcf8, 0x3ff] {
+        out(port, 0xff);
+    }
+    println!("poked");
+}
