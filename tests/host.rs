@@ -18,14 +18,6 @@ mod inventory;
 #[path = "support/tarball.rs"]
 mod tarball;
 
-<<<<<<< HEAD
-#[path = "host/bad_ends.rs"]
-mod bad_ends;
-#[path = "conformance/mod.rs"]
-mod conformance;
-#[path = "host/layers.rs"]
-mod layers;
-=======
 #[path = "vm/devices.rs"]
 mod devices;
 #[path = "vm/lives.rs"]
@@ -33,18 +25,20 @@ mod lives;
 #[path = "vm/machine.rs"]
 mod machine;
 
->>>>>>> bcba382 (Machine cases: boots, each kind of end, and each device as a guest's own drivers see it)
+#[path = "host/bad_ends.rs"]
+mod bad_ends;
+#[path = "conformance/mod.rs"]
+mod conformance;
+#[path = "host/layers.rs"]
+mod layers;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
 
 /// The modules' cases. A new module adds its line here.
-<<<<<<< HEAD
-const ALL: &[&[runner::Case]] = &[bad_ends::CASES, layers::CASES, real_input::CASES, runner_itself::CASES];
-=======
-const ALL: &[&[runner::Case]] = &[devices::CASES, lives::CASES, real_input::CASES, runner_itself::CASES];
->>>>>>> bcba382 (Machine cases: boots, each kind of end, and each device as a guest's own drivers see it)
+const ALL: &[&[runner::Case]] =
+    &[bad_ends::CASES, devices::CASES, layers::CASES, lives::CASES, real_input::CASES, runner_itself::CASES];
 
 fn main() -> std::process::ExitCode {
     runner::main(&[ALL, conformance::CASES].concat())

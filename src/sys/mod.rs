@@ -1,10 +1,10 @@
 //! Raw system calls that std and rustix lack.
 #![allow(unsafe_code)]
 
-#[cfg(feature = "cli")]
 pub mod birth;
 pub mod clock;
 pub mod fd;
+#[cfg(feature = "cli")]
 pub mod kvm_page;
 pub mod landlock;
 pub mod loopback;

@@ -101,6 +101,9 @@ fn cpio_entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), 
     pad(archive);
 }
 
+/// A disk: its extents as (file, offset, length), and whether it is read-only.
+pub(crate) type Disk = (Vec<(File, u64, u64)>, bool);
+
 /// What a machine shall be.
 #[derive(Default)]
 pub(crate) struct Plan {
@@ -110,7 +113,7 @@ pub(crate) struct Plan {
     pub(crate) words: String,
     /// More kernel parameters.
     pub(crate) parameters: String,
-    pub(crate) disks: Vec<(Vec<(File, u64, u64)>, bool)>,
+    pub(crate) disks: Vec<Disk>,
     pub(crate) streams: Vec<(u32, UnixStream)>,
     /// A kernel file instead of the installed one.
     pub(crate) kernel: Option<File>,
