@@ -9,15 +9,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use compare::CompareArgs;
-pub use host::{DoctorArgs, LabArgs, LabStatusArgs, LabVerb};
-pub use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
-pub use run::{PullPolicy, RunArgs};
+pub(super) use compare::CompareArgs;
+pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
+pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub(super) use run::{PullPolicy, RunArgs};
 
 /// Runs any OCI image as a microVM or as a container, and measures the difference.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "duplex", version, arg_required_else_help = true, disable_help_subcommand = true)]
-pub struct DuplexArgs {
+pub(super) struct DuplexArgs {
     /// Options of every verb.
     #[command(flatten)]
     pub everywhere: EverywhereArgs,
@@ -28,7 +28,7 @@ pub struct DuplexArgs {
 
 /// Options that every verb takes.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-pub struct EverywhereArgs {
+pub(super) struct EverywhereArgs {
     /// Folder of the image store [default: /var/lib/duplex for root, else $XDG_DATA_HOME/duplex; environment: DUPLEX_ROOT]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
     pub root: Option<PathBuf>,
@@ -39,18 +39,28 @@ pub struct EverywhereArgs {
 
 /// The verbs.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Verb {
+pub(super) enum Verb {
+    /// Run an image as a microVM or as a container
+    Run(Box<RunArgs>),
+    /// Run one image both ways, taking turns, and measure what the difference costs
+    Compare(Box<CompareArgs>),
+    /// Fetch an image from a registry
+    Pull(PullArgs),
+    /// Take in an image archive: docker-archive, OCI archive or OCI layout folder
+    Load(LoadArgs),
     /// List the images of the store
     Images(ImagesArgs),
     /// Remove images from the store
     Rmi(RmiArgs),
+    /// Say what this host can do, and how to mend what it cannot
+    Doctor(DoctorArgs),
     /// The emulated KVM host for machines without usable KVM
     Lab(LabArgs),
 }
 
 /// How a result is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     /// For people.
     #[default]
     Table,

@@ -9,7 +9,7 @@ use crate::spec::Installation;
 
 /// The variables that Duplex reads, read once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Environment {
+pub(super) struct Environment {
     /// `DUPLEX_ROOT`: root of the image store.
     pub root: Option<PathBuf>,
     /// `DUPLEX_STATE`: folder of running sandboxes.
@@ -32,7 +32,7 @@ pub struct Environment {
 
 impl Environment {
     /// Reads the caller's environment.
-    pub fn read() -> Self {
+    pub(super) fn read() -> Self {
         let path = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let flag = |name: &str| env::var_os(name).is_some_and(|v| !v.is_empty() && v != "0");
         Self {
@@ -49,14 +49,14 @@ impl Environment {
     }
 
     /// Folder of this user's data; the image store unless something else is said.
-    pub fn data_folder(&self, uid: u32) -> PathBuf {
+    pub(super) fn data_folder(&self, uid: u32) -> PathBuf {
         let data = if uid == 0 { None } else { self.data_home.clone() };
         data.unwrap_or_else(|| "/var/lib".into()).join("duplex")
     }
 
     /// Where the parts of Duplex and its data are. `root` is what `--root` says; `uid` decides between the system's folders
     /// and the user's own.
-    pub fn installation(&self, program: &Path, root: Option<&Path>, uid: u32) -> Installation {
+    pub(super) fn installation(&self, program: &Path, root: Option<&Path>, uid: u32) -> Installation {
         let lib = self.libdir.clone().unwrap_or_else(|| program.parent().unwrap_or(Path::new("/")).to_owned());
         let store = root.map(Path::to_owned).or_else(|| self.root.clone());
         let runtime = if uid == 0 { None } else { self.runtime_dir.clone() };
@@ -73,22 +73,22 @@ impl Environment {
 }
 
 /// The value of the caller's variable, as `-e NAME` passes it on.
-pub fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     env::var(name).ok()
 }
 
 /// All variables, for a command in the lab.
-pub fn all() -> Vec<(OsString, OsString)> {
+pub(super) fn all() -> Vec<(OsString, OsString)> {
     env::vars_os().collect()
 }
 
 /// Folders where programs are looked up.
-pub fn search_path() -> Vec<PathBuf> {
+pub(super) fn search_path() -> Vec<PathBuf> {
     env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
 }
 
 /// Path of the running program.
-pub fn program() -> std::io::Result<PathBuf> {
+pub(super) fn program() -> std::io::Result<PathBuf> {
     env::current_exe()
 }
 

@@ -109,46 +109,4 @@ fn kind_words(kind: io::ErrorKind) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    enum Sample {
-        #[error("Cannot create microvm 0123456789ab")]
-        Top(#[source] Box<Sample>),
-        #[error(transparent)]
-        Same(Box<Sample>),
-        #[error("Cannot open /dev/kvm")]
-        Open(#[source] io::Error),
-        #[error("Disk full: free 12 MiB more")]
-        Full(#[source] io::Error),
-    }
-
-    fn denied() -> io::Error {
-        io::Error::from_raw_os_error(13)
-    }
-
-    #[test]
-    fn an_error_is_printed_once_with_its_causes_and_a_mend() {
-        let error = Sample::Top(Box::new(Sample::Same(Box::new(Sample::Open(denied())))));
-        assert_eq!(
-            Failure::new(Code::Duplex, error).render(),
-            "Error: Cannot create microvm 0123456789ab\n  1: Cannot open /dev/kvm\n  2: Permission denied (os error 13)\n\
-             Hint: run it as root, or see 'duplex doctor' for what this user may do\n"
-        );
-    }
-
-    #[test]
-    fn an_error_that_names_its_mend_gets_no_second_one() {
-        let full = Sample::Full(io::Error::from_raw_os_error(28));
-        assert_eq!(Failure::new(Code::Failed, full).mend, None);
-        let other = Failure::new(Code::Failed, Sample::Open(io::Error::from_raw_os_error(2)));
-        assert_eq!(other.mend, None);
-        assert!(other.mended_by("do this").render().ends_with("Hint: do this\n"));
-    }
-
-    #[test]
-    fn exit_codes_are_dockers() {
-        assert_eq!([Code::Done, Code::Failed, Code::Refused, Code::Duplex].map(|c| c as u8), [0, 1, 2, 125]);
-    }
-}
+mod tests;

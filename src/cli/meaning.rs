@@ -7,8 +7,8 @@ use crate::spec::{Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, Sandb
 
 use super::args::RunArgs;
 
-pub use capabilities::capabilities;
-pub use command::{Variables, command, environment};
+pub(super) use capabilities::capabilities;
+pub(super) use command::{Variables, command, environment};
 
 /// Docker's least memory limit.
 const LEAST_MEMORY: MemorySize = MemorySize(6 * MIB);
@@ -17,7 +17,7 @@ const MOST_VCPUS: u32 = 8;
 
 /// The fields of an image's config that decide what runs (OCI image spec, "config.md", "Properties", `config`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageDefaults {
+pub(super) struct ImageDefaults {
     /// `Entrypoint`.
     pub entrypoint: Vec<String>,
     /// `Cmd`.
@@ -32,7 +32,7 @@ pub struct ImageDefaults {
 
 /// What the meaning of a command line depends on beside its words.
 #[allow(missing_debug_implementations, reason = "a closure is in it")]
-pub struct Surroundings<'a> {
+pub(super) struct Surroundings<'a> {
     /// Identity of the new sandbox.
     pub id: SandboxId,
     /// The caller's variables, for `-e NAME`.
@@ -45,7 +45,7 @@ pub struct Surroundings<'a> {
 
 /// Why a command line means nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum MeaningError {
+pub(super) enum MeaningError {
     /// Neither the image nor the user says what to run.
     #[error("Image '{0}' has neither entrypoint nor command: name the command behind the image")]
     NoCommand(String),
@@ -84,7 +84,7 @@ pub enum MeaningError {
     #[error("Limit of processes '{0}' is neither a positive number nor -1 for no limit")]
     Pids(i64),
     /// An option of microVMs only.
-    #[error("{0} is for microVMs: a container runs on the host's kernel")]
+    #[error("Option {0} is for microVMs: a container runs on the host's kernel")]
     MicroVmOnly(&'static str),
     /// A terminal was asked for and there is none to connect.
     #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
@@ -92,7 +92,7 @@ pub enum MeaningError {
 }
 
 /// The sandbox that this command line and image describe.
-pub fn sandbox(
+pub(super) fn sandbox(
     args: &RunArgs,
     image: &ImageDefaults,
     digest: &Digest,

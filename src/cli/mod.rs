@@ -6,20 +6,15 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod args;
-pub mod environment;
-#[allow(dead_code, reason = "run is its user")]
+mod args;
+mod engine;
+mod environment;
 mod fail;
-pub mod meaning;
-#[allow(dead_code, reason = "run is its user")]
+mod meaning;
 mod output;
-#[allow(dead_code, reason = "run is its user")]
 mod place;
-#[allow(dead_code, reason = "run is its user")]
 mod signals;
-#[allow(dead_code, reason = "run is its user")]
 mod streams;
-#[allow(dead_code, reason = "run is its user")]
 mod terminal;
 mod verbs;
 
@@ -38,7 +33,6 @@ use crate::sys::clock::monotonic_ns;
 
 /// What every verb works with.
 #[derive(Clone, Debug)]
-#[allow(dead_code, reason = "run is its user")]
 struct Context {
     /// When `main` began.
     began: u64,
@@ -89,6 +83,11 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
     let installation = environment.installation(&program, args.everywhere.root.as_deref(), uid);
     let context = Context { began, uid, environment, everywhere: args.everywhere, installation };
     match &args.verb {
+        Verb::Run(args) => verbs::run::run(&context, args),
+        Verb::Compare(args) => verbs::compare::compare(&context, args),
+        Verb::Pull(args) => verbs::pull::pull(&context, args),
+        Verb::Load(args) => verbs::load::load(&context, args),
+        Verb::Doctor(args) => verbs::doctor::doctor(&context, args),
         Verb::Images(args) => verbs::images::images(&context, args),
         Verb::Rmi(args) => verbs::rmi::rmi(&context, args),
         Verb::Lab(args) => verbs::lab::lab(&context, args),

@@ -5,12 +5,15 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::Context;
 use super::args::{CompareArgs, RunArgs};
 use super::environment;
 use super::fail::{Code, Failure};
 use super::output::note;
 use crate::compare::Arm;
+use crate::doctor::{self, KvmFinding};
 use crate::lab::{self, LabError, Places, RunError, Settings};
 use crate::spec::Isolation;
 
@@ -89,7 +92,7 @@ pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, 
     if context.environment.in_lab {
         return Ok(None);
     }
-    let Some(reason) = lacking(needs) else { return Ok(None) };
+    let Some(reason) = lacking(context, needs) else { return Ok(None) };
     if context.no_lab() {
         let mend = "'duplex doctor' says how to mend this host; without --no-lab the lab does the work";
         return Err(Failure::new(needs.code, PlaceError::NoLab(reason)).mended_by(mend));
@@ -106,11 +109,44 @@ pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, 
 }
 
 /// What this host lacks, in words.
-fn lacking(needs: &Needs) -> Option<String> {
-    if needs.cgroups && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        return Some("This host has no cgroup v2".to_owned());
+fn lacking(context: &Context, needs: &Needs) -> Option<String> {
+    if let Some(lacking) = doctor::lacking_for_containers() {
+        return Some(format!("This host cannot run sandboxes ({lacking})"));
     }
-    None
+    let kvm = needs.kvm.then(|| kvm(context))?;
+    (!kvm.is_usable()).then(|| format!("This host has no usable KVM ({})", kvm.words()))
+}
+
+/// What KVM is worth here. The answer of a probe that takes time is kept until the next boot.
+fn kvm(context: &Context) -> KvmFinding {
+    let path = context.installation.state.join("kvm.json");
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let kept = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
+    // The file may be younger than a loss of permission, or of the device.
+    let opens = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if let Some(kept) = kept.filter(|k| opens && k.boot_id == boot_id) {
+        return kept.kvm;
+    }
+    let kvm = doctor::kvm();
+    if matches!(kvm, KvmFinding::Hardware { .. } | KvmFinding::Software { .. }) {
+        let kept = Kept { boot_id, kvm: kvm.clone() };
+        // Without a place to keep it the next run asks again.
+        let _ = std::fs::create_dir_all(&context.installation.state);
+        let _ = serde_json::to_vec(&kept).map(|text| std::fs::write(&path, text));
+    }
+    kvm
+}
+
+/// A probe's answer on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    boot_id: String,
+    kvm: KvmFinding,
+}
+
+/// Kind of KVM, for the record of a comparison.
+pub(crate) fn kvm_kind(context: &Context) -> String {
+    if context.environment.in_lab { "emulated by the lab".to_owned() } else { kvm(context).words() }
 }
 
 /// Runs words in the lab that runs, with everything live that they name.

@@ -52,8 +52,8 @@ pub enum Stream {
 impl fmt::Display for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Stdout => "standard output",
-            Self::Stderr => "standard error",
+            Self::Stdout => "Standard output",
+            Self::Stderr => "Standard error",
         })
     }
 }
@@ -190,9 +190,9 @@ mod tests {
         assert_eq!(words(&a, &deed(1, b"", b"")), "Exit codes differ: 1 of microvm, round 1, 0 of container, round 1");
         assert_eq!(
             words(&a, &deed(0, b"one\ntree\n", b"")),
-            "standard output differs from byte 5 on (line 2): \"ree\\n\" of microvm, round 1, \"wo\\n\" of container, round 1"
+            "Standard output differs from byte 5 on (line 2): \"ree\\n\" of microvm, round 1, \"wo\\n\" of container, round 1"
         );
-        assert!(words(&a, &deed(0, b"one\ntwo\n", b"warning")).starts_with("standard error differs from byte 0"));
+        assert!(words(&a, &deed(0, b"one\ntwo\n", b"warning")).starts_with("Standard error differs from byte 0"));
         assert!(words(&a, &deed(0, b"one\n", b"")).contains("from byte 4"));
     }
 

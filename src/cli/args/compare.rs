@@ -12,7 +12,7 @@ use crate::spec::{Cpus, MemorySize};
 #[command(
     after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 125 wrong usage."
 )]
-pub struct CompareArgs {
+pub(crate) struct CompareArgs {
     /// One side: [NAME=]microvm|container[,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container and microvm]
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,

@@ -6,7 +6,7 @@ use super::Format;
 
 /// Say what this host can do, and how to mend what it cannot
 #[derive(Args, Clone, Debug)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// How the findings are printed
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
@@ -14,7 +14,7 @@ pub struct DoctorArgs {
 
 /// The emulated KVM host for machines without usable KVM
 #[derive(Args, Clone, Debug)]
-pub struct LabArgs {
+pub(crate) struct LabArgs {
     /// What to do with it.
     #[command(subcommand)]
     pub verb: LabVerb,
@@ -22,7 +22,7 @@ pub struct LabArgs {
 
 /// What to do with the lab.
 #[derive(Clone, Debug, Subcommand)]
-pub enum LabVerb {
+pub(crate) enum LabVerb {
     /// Start it, or find the one that runs
     Start,
     /// Stop it
@@ -39,7 +39,7 @@ pub enum LabVerb {
 
 /// Say whether it runs
 #[derive(Args, Clone, Debug)]
-pub struct LabStatusArgs {
+pub(crate) struct LabStatusArgs {
     /// How it is printed
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,

@@ -8,7 +8,7 @@ use super::Format;
 
 /// Fetch an image from a registry
 #[derive(Args, Clone, Debug)]
-pub struct PullArgs {
+pub(crate) struct PullArgs {
     /// Print the digest only
     #[arg(short, long)]
     pub quiet: bool,
@@ -18,7 +18,7 @@ pub struct PullArgs {
 
 /// Take in an image archive: docker-archive, OCI archive or OCI layout folder
 #[derive(Args, Clone, Debug)]
-pub struct LoadArgs {
+pub(crate) struct LoadArgs {
     /// The archive or layout folder [default: an archive on standard input]
     #[arg(short, long, value_name = "PATH")]
     pub input: Option<PathBuf>,
@@ -29,7 +29,7 @@ pub struct LoadArgs {
 
 /// List the images of the store
 #[derive(Args, Clone, Debug)]
-pub struct ImagesArgs {
+pub(crate) struct ImagesArgs {
     /// Print digests only
     #[arg(short, long)]
     pub quiet: bool,
@@ -43,7 +43,7 @@ pub struct ImagesArgs {
 
 /// Remove images from the store
 #[derive(Args, Clone, Debug)]
-pub struct RmiArgs {
+pub(crate) struct RmiArgs {
     /// The images, by name or digest
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,

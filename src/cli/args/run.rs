@@ -13,7 +13,7 @@ use crate::spec::{Cpus, Isolation, MemorySize};
     after_help = "Exit codes: the command's own; 125 Duplex failed, 126 the command cannot be executed, \
     127 it was not found, 128+n signal n ended it."
 )]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// Kind of walls: microvm or container
     #[arg(long, value_name = "KIND", default_value = "microvm")]
     pub isolation: Isolation,
@@ -87,7 +87,7 @@ pub struct RunArgs {
 
 /// When `run` fetches the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum PullPolicy {
+pub(crate) enum PullPolicy {
     /// Always ask the registry.
     Always,
     /// When the store does not have it.

@@ -7,7 +7,7 @@ use crate::spec::{Capability, DEFAULT_CAPABILITIES};
 
 /// The capabilities of the command: the default ones, all if `ALL` is added, none if `ALL` is dropped; then names are dropped and
 /// added.
-pub fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<Capability>, MeaningError> {
+pub(crate) fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<Capability>, MeaningError> {
     let (add_all, add) = parse(add)?;
     let (drop_all, drop) = parse(drop)?;
     let mut set: BTreeSet<Capability> = if add_all {

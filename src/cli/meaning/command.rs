@@ -7,7 +7,7 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 /// The program and its arguments: an entrypoint of the user's drops the image's command too; words behind the image replace
 /// the image's command.
-pub fn command(entrypoint: Option<&str>, words: &[String], image: &ImageDefaults) -> Option<Vec<String>> {
+pub(crate) fn command(entrypoint: Option<&str>, words: &[String], image: &ImageDefaults) -> Option<Vec<String>> {
     let (entrypoint, cmd): (Vec<String>, &[String]) = match entrypoint {
         Some("") => (Vec::new(), words),
         Some(program) => (vec![program.to_owned()], words),
@@ -20,7 +20,7 @@ pub fn command(entrypoint: Option<&str>, words: &[String], image: &ImageDefaults
 
 /// Where the variables come from, in rising precedence after the defaults.
 #[allow(missing_debug_implementations, reason = "a closure is in it")]
-pub struct Variables<'a> {
+pub(crate) struct Variables<'a> {
     /// The image's `Env`.
     pub image: &'a [String],
     /// Contents of `--env-file`s with their names.
@@ -37,7 +37,7 @@ pub struct Variables<'a> {
 
 /// `NAME=value` list with each name once. A name without '=' takes the caller's value; if the caller has none, the variable is
 /// taken away, the image's included.
-pub fn environment(from: &Variables<'_>) -> Result<Vec<String>, MeaningError> {
+pub(crate) fn environment(from: &Variables<'_>) -> Result<Vec<String>, MeaningError> {
     let mut env = Env::default();
     env.set(PATH);
     env.set(&format!("HOSTNAME={}", from.hostname));

@@ -4,11 +4,11 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::cli::Context;
 use crate::cli::args::{Format, ImagesArgs};
 use crate::cli::fail::{Code, Failure, failed};
 use crate::cli::output::{columns, print, print_json, size};
-use crate::image::{ImageSummary, Store};
+use crate::cli::{Context, engine};
+use crate::image::ImageSummary;
 use crate::spec::Digest;
 
 /// One image in `--format json`.
@@ -25,7 +25,7 @@ struct Line<'a> {
 
 /// Lists the images of the store.
 pub(crate) fn images(context: &Context, args: &ImagesArgs) -> Result<u8, Failure> {
-    let store = Store::open(&context.installation.store).map_err(failed)?;
+    let store = engine::store(&context.installation).map_err(failed)?;
     let images = store.images().map_err(failed)?;
     match args.format {
         Format::Json => print_json(&images.iter().map(line).collect::<Vec<_>>())?,

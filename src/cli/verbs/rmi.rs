@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::cli::Context;
 use crate::cli::args::RmiArgs;
 use crate::cli::fail::{Code, Failure, failed};
 use crate::cli::output::{print, say};
+use crate::cli::{Context, engine};
 use crate::image::{Reference, Removed, Store};
 
 /// Removes images. One that cannot go does not keep the others.
 pub(crate) fn rmi(context: &Context, args: &RmiArgs) -> Result<u8, Failure> {
-    let store = Store::open(&context.installation.store).map_err(failed)?;
+    let store = engine::store(&context.installation).map_err(failed)?;
     let mut code = Code::Done;
     for name in &args.images {
         match remove(&store, name) {

@@ -181,7 +181,7 @@ fn arms_that_do_different_things_are_refused_by_the_first_difference() {
     let by_kernel =
         |isolation, _| if isolation == Isolation::MicroVm { "6.12.1".to_owned() } else { "6.12.0".to_owned() };
     let text = refused(&plan(), Fake { stdout: by_kernel, ..Fake::default() });
-    assert!(text.contains("standard output differs from byte 5") && text.contains("--allow-difference"), "{text}");
+    assert!(text.contains("Standard output differs from byte 5") && text.contains("--allow-difference"), "{text}");
     let text = refused(&plan(), Fake { exit_code: |i| u8::from(i == Isolation::MicroVm), ..Fake::default() });
     assert!(text.contains("Exit codes differ"), "{text}");
     let text = refused(&plan(), Fake { stdout: |_, run| run.to_string(), ..Fake::default() });

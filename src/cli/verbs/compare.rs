@@ -1,0 +1,196 @@
+//! `duplex compare`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use indicatif::ProgressBar;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::args::{CompareArgs, Format};
+use crate::cli::fail::{Code, Failure, failed};
+use crate::cli::output::{bar, note, print, print_json, say};
+use crate::cli::{Context, engine, place};
+use crate::compare::{
+    ArmError, Build, CompareError, Given, Plan, Record, Spawner, Step, arms, compare as run_plan, host_facts, table,
+};
+use crate::image::{Reference, ResolveError};
+use crate::spec::{Installation, Isolation};
+
+/// Measures the arms against each other.
+pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failure> {
+    let arms = arms(&args.arms).map_err(|e: ArmError| Failure::new(Code::Duplex, e))?;
+    if let Some(code) = place::elsewhere(context, &place::Needs::of_compare(args, &arms))? {
+        return Ok(code);
+    }
+    let store = engine::store(&context.installation).map_err(failed)?;
+    let reference: Reference = args.image.parse().map_err(failed)?;
+    let image = match store.resolve(&reference) {
+        Err(ResolveError::Unknown { .. }) => super::pull::fetch(&store, &reference).map_err(failed)?,
+        other => other.map_err(failed)?,
+    };
+    let _lease = store.hold(&image).map_err(failed)?;
+    let plan = Plan {
+        arms,
+        reference: args.image.clone(),
+        image: image.manifest.clone(),
+        command: if args.command.is_empty() { image.config.cmd.clone() } else { args.command.clone() },
+        memory: args.memory,
+        cpus: args.cpus,
+        runs: args.runs,
+        warmup: args.warmup,
+        memory_runs: args.memory_runs,
+        seed: args.seed.map_or_else(random_seed, Ok)?,
+        allow_difference: args.allow_difference,
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let given = given(context, store.bytes_on_disk(&image))?;
+    let record = measured(context, &plan, &given)?;
+    if let Some(path) = &args.json {
+        write_json(path, &record)?;
+    }
+    match args.format {
+        Format::Table => print(&table(&record))?,
+        Format::Json => print_json(&record)?,
+    }
+    Ok(Code::Done as u8)
+}
+
+/// Runs the plan with children of this very program. SIGINT, SIGTERM and SIGHUP end the run under way and the comparison.
+fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Failure> {
+    let everywhere = ["--root".to_owned(), context.installation.store.display().to_string()];
+    let mut spawner =
+        Spawner::new(context.installation.duplex.clone(), everywhere.into(), plan.clone()).map_err(failed)?;
+    let interrupt = spawner.interrupt();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let handle = signals.handle();
+    std::thread::spawn(move || signals.forever().for_each(|_| interrupt.interrupt()));
+    let mut progress = Progress::new(plan);
+    let result = run_plan(plan, given, &mut spawner, &mut |step| progress.show(step));
+    handle.close();
+    drop(progress);
+    result.map_err(|error| {
+        let code = if error.is_refusal() { Code::Refused } else { Code::Failed };
+        let boot = matches!(&error, CompareError::Arm { .. });
+        let failure = Failure::new(code, error);
+        if boot && failure.mend.is_none() {
+            failure.mended_by("'duplex doctor' says what this host can do")
+        } else {
+            failure
+        }
+    })
+}
+
+/// A random seed, small enough for every JSON reader.
+fn random_seed() -> Result<u64, Failure> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    Ok(u64::from_ne_bytes(bytes) >> 32)
+}
+
+fn given(context: &Context, image_bytes: u64) -> Result<Given, Failure> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(failed)?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
+    Ok(Given {
+        build: Build {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: option_env!("DUPLEX_REVISION").map(str::to_owned),
+        },
+        host: host_facts(Path::new("/"), &place::kvm_kind(context), context.environment.in_lab),
+        boot_id,
+        now_unix_s: now.as_secs(),
+        disk_bytes: disk_bytes(&context.installation, image_bytes),
+    })
+}
+
+/// What each isolation needs on disk beside `duplex` itself.
+fn disk_bytes(parts: &Installation, image: u64) -> BTreeMap<Isolation, BTreeMap<String, u64>> {
+    let of = |path: &PathBuf| fs::metadata(path).ok().map(|m| m.len());
+    let present = |list: [(&str, Option<u64>); 4]| {
+        list.into_iter().filter_map(|(name, bytes)| Some((name.to_owned(), bytes?))).collect::<BTreeMap<_, _>>()
+    };
+    BTreeMap::from([
+        (Isolation::Container, present([("image", Some(image)), ("", None), ("", None), ("", None)])),
+        (
+            Isolation::MicroVm,
+            present([
+                ("image", Some(image)),
+                ("guest kernel", of(&parts.kernel)),
+                ("initial RAM file system", of(&parts.initramfs)),
+                ("monitor", of(&parts.monitor)),
+            ]),
+        ),
+    ])
+}
+
+/// A result file cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot write the result to '{}'", path.display())]
+struct WriteError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Writes the file whole or not at all.
+fn write_json(path: &Path, record: &Record) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(record).map_err(failed)?;
+    text.push(b'\n');
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || {
+        let mut file = tempfile::Builder::new().permissions(permissions()).tempfile_in(folder)?;
+        std::io::Write::write_all(&mut file, &text)?;
+        file.persist(path).map_err(|e| e.error)
+    };
+    write().map(|_| ()).map_err(|source| failed(WriteError { path: path.to_owned(), source }))
+}
+
+fn permissions() -> fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(0o644)
+}
+
+/// A bar on a terminal, a line per round elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new(plan: &Plan) -> Self {
+        let arms = plan.arms.len() as u64;
+        let rounds = u64::from(plan.warmup) + u64::from(plan.runs) + u64::from(plan.memory_runs);
+        let template = "{msg:32!} {wide_bar} {pos}/{len} {eta:>4}";
+        let bar = bar(arms + rounds, template);
+        if bar.is_none() {
+            note(&format!("comparing {} in {} rounds", plan.reference, plan.warmup + plan.runs + plan.memory_runs));
+        }
+        Self { bar }
+    }
+
+    fn show(&mut self, step: &Step) {
+        let words = match step {
+            Step::Controls(arm) => format!("proof that '{arm}' is what it says"),
+            Step::Timed(round, all, times) => {
+                let times: Vec<String> = times.iter().map(|(arm, ms)| format!("{arm} {ms:.0} ms")).collect();
+                format!("round {round}/{all}: {}", times.join(", "))
+            }
+            Step::Memory(round, all) => format!("memory {round}/{all}"),
+        };
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(words);
+                bar.inc(1);
+            }
+            None => say(&words),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
