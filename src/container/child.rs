@@ -13,11 +13,11 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 use super::builtin::{self, BuiltinError, Created};
+use super::bundle;
 use super::execute::{self, Execute};
 use super::inside::{Inside, InsideError};
 use super::orders::{Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::rootfs::{self, RootfsError};
-use super::{bundle, loopback};
 use crate::sys::clock::monotonic_ns;
 
 /// Why container-init failed.
@@ -123,7 +123,7 @@ fn enter_namespaces(orders: &Orders) -> Result<(), ChildError> {
     nix::sched::unshare(flags).map_err(ChildError::Namespaces)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(ChildError::Propagation)?;
     if orders.runtime.is_none() {
-        loopback::bring_up().map_err(ChildError::Loopback)?;
+        crate::sys::loopback::up().map_err(ChildError::Loopback)?;
     }
     Ok(())
 }

@@ -23,5 +23,4 @@ mod builtin;
 mod bundle;
 mod execute;
 mod inside;
-mod loopback;
 mod rootfs;

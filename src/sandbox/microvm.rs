@@ -29,6 +29,7 @@ use self::monitor::{Monitor, Reach};
 use self::streams::Pumps;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
+use super::shelf::{Shelf, ShelfError, Slot};
 use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio};
 use crate::spec::{
     Installation, Isolation, Limits, MIB, MemorySize, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize,
@@ -94,6 +95,9 @@ pub enum MicroVmError {
     /// The sandbox's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The sandbox's folder on the shelf, or its name.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     /// The monitor program does not run.
     #[error("Cannot run the monitor {path}")]
     Spawn {
@@ -170,8 +174,10 @@ impl MicroVmBackend {
         let agent = Client::new(agent)?;
         let voice = agent.voice();
         let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor };
+        let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         let cgroup = Cgroup::create(&spec.id, &host_limits(&spec.limits))?;
         Ok(MicroVm {
+            slot: Some(slot),
             spec: spec.clone(),
             boot_deadline: self.boot_deadline,
             ready: Some(ready),
@@ -234,6 +240,7 @@ struct MicroVm {
     life: Option<Life>,
     pumps: Pumps,
     cgroup: Option<Cgroup>,
+    slot: Option<Slot>,
     reach: Arc<Reach>,
     voice: Voice,
     moments: Moments,
@@ -286,7 +293,12 @@ impl MicroVm {
         }
         self.pumps.stop();
         let removed = self.cgroup.take().map_or(Ok(()), |cgroup| cgroup.remove());
-        if ended { removed.map_err(MicroVmError::Cgroup) } else { Err(MicroVmError::Immortal) }
+        let released = self.slot.take().map_or(Ok(()), Slot::release);
+        if ended {
+            removed.map_err(MicroVmError::Cgroup).and(released.map_err(MicroVmError::Shelf))
+        } else {
+            Err(MicroVmError::Immortal)
+        }
     }
 }
 

@@ -144,7 +144,7 @@ impl Shelf {
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// Takes a folder for this sandbox, with its record written, and its name if it has one.
+    /// Takes a folder for this sandbox, with its record written, and its name if it has one. Clears first what dead owners have left.
     ///
     /// # Errors
     /// [`ShelfError::NameTaken`], [`ShelfError::Exists`] or what the file system says. Nothing is left then.
@@ -152,6 +152,8 @@ impl Shelf {
         if let Some(name) = spec.name.as_deref().filter(|n| !is_name(n)) {
             return Err(ShelfError::BadName(name.to_owned()));
         }
+        // What cannot be cleared now is the next sweep's; it does not keep anybody from starting.
+        let _ = self.reconcile();
         let fresh = self.folder.join(format!("new-{}-{}", spec.id, std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(|e| failed("make", &fresh, e))?;
         let made = self.fill(&fresh, spec);
