@@ -44,7 +44,7 @@ impl Reply {
         Self { status, headers: Vec::new(), body: body.to_vec(), length: Some(body.len()), end: End::Whole }
     }
 
-    pub(super) fn header(mut self, name: &str, value: impl ToString) -> Self {
+    pub(super) fn header(mut self, name: &str, value: &(impl ToString + ?Sized)) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
@@ -82,7 +82,7 @@ impl Reply {
         self.body.drain(..from);
         let length = self.body.len();
         Self { status: 206, length: Some(length), ..self }
-            .header("Content-Range", format!("bytes {from}-{}/{total}", total - 1))
+            .header("Content-Range", &format!("bytes {from}-{}/{total}", total - 1))
     }
 }
 

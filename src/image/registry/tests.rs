@@ -36,11 +36,11 @@ impl Shelf {
     }
 
     fn answer(&self, request: &Request) -> Reply {
-        if let Some(name) = request.path.strip_prefix("/v2/x/manifests/") {
-            if let Some((kind, bytes)) = self.manifests.get(name) {
-                let reply = Reply::new(200, bytes).header("Content-Type", kind);
-                return reply.header("Docker-Content-Digest", sha256(bytes));
-            }
+        if let Some(name) = request.path.strip_prefix("/v2/x/manifests/")
+            && let Some((kind, bytes)) = self.manifests.get(name)
+        {
+            let reply = Reply::new(200, bytes).header("Content-Type", kind);
+            return reply.header("Docker-Content-Digest", &sha256(bytes));
         }
         match request.path.strip_prefix("/v2/x/blobs/").and_then(|digest| self.blobs.get(digest)) {
             Some(bytes) => Reply::new(200, bytes).ranged(request),
@@ -125,7 +125,7 @@ fn large() -> (TestImage, String) {
     (image("large", &[big]), digest)
 }
 
-fn entry(kind: &str, bytes: &[u8], platform: Value) -> Value {
+fn entry(kind: &str, bytes: &[u8], platform: &Value) -> Value {
     json!({ "mediaType": kind, "digest": sha256(bytes), "size": bytes.len(), "platform": platform })
 }
 
@@ -134,8 +134,8 @@ fn an_image_for_this_platform_is_pulled_once() {
     let (ours, other) = (small("ours"), small("other"));
     let mut shelf = Shelf::of(&ours);
     let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [
-        entry(MANIFEST, &other.manifest, json!({ "os": "linux", "architecture": "arm64" })),
-        entry(MANIFEST, &ours.manifest, json!({ "os": "linux", "architecture": "amd64" })),
+        entry(MANIFEST, &other.manifest, &json!({ "os": "linux", "architecture": "arm64" })),
+        entry(MANIFEST, &ours.manifest, &json!({ "os": "linux", "architecture": "amd64" })),
     ]});
     shelf.add("t", INDEX, list.to_string().as_bytes());
     let fake = shelf.serve();
@@ -217,7 +217,7 @@ fn a_token_is_fetched_and_stays_with_its_registry() {
     let target = format!("http://localhost:{}/v2/x/blobs/{big}", elsewhere.port);
     let challenge = |port: u16| {
         let value = format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"me\"");
-        Reply::new(401, b"").header("WWW-Authenticate", value)
+        Reply::new(401, b"").header("WWW-Authenticate", &value)
     };
     let fake = Fake::start(move |request| {
         let port: u16 = request.headers["host"].rsplit(':').next().unwrap().parse().unwrap();
@@ -303,7 +303,7 @@ fn whatever_a_registry_does_wrong_is_told_and_leaves_nothing() {
         ("/manifests/", fixed(far), "its realm is not https"),
         ("/manifests/", fixed(no_url), "its realm is not a URL"),
         ("/manifests/", fixed(Reply::new(403, b"")), "anonymous users (403)"),
-        ("/manifests/", fixed(Reply::new(429, b"").header("Retry-After", 60)), "try again after 60 s"),
+        ("/manifests/", fixed(Reply::new(429, b"").header("Retry-After", &60)), "try again after 60 s"),
         ("/manifests/", fixed(Reply::new(500, b"on\nfire")), "answers 500 to the request for manifest x:t: on fire"),
         ("/manifests/", fixed(Reply::new(200, &vec![b' '; 5 << 20])), "longer than 4194304 bytes"),
         ("/manifests/", fixed(Reply::new(200, &vec![b' '; 5 << 20]).chunked()), "longer than 4194304 bytes"),
@@ -379,12 +379,12 @@ fn indexes_without_end_or_without_us_are_refused() {
     let mut inner = image.manifest.clone();
     let mut kind = MANIFEST;
     for depth in 1..6 {
-        inner = json!({ "schemaVersion": 2, "manifests": [entry(kind, &inner, amd.clone())] }).to_string().into_bytes();
+        inner = json!({ "schemaVersion": 2, "manifests": [entry(kind, &inner, &amd)] }).to_string().into_bytes();
         kind = INDEX;
         shelf.add(&format!("t{depth}"), INDEX, &inner);
     }
     let arm = json!({ "os": "linux", "architecture": "arm64" });
-    let list = json!({ "schemaVersion": 2, "manifests": [entry(MANIFEST, &image.manifest, arm)] }).to_string();
+    let list = json!({ "schemaVersion": 2, "manifests": [entry(MANIFEST, &image.manifest, &arm)] }).to_string();
     shelf.add("arm", INDEX, list.as_bytes());
     let fake = shelf.serve();
     let (bench, name) = (bench(), |tag: &str| format!("127.0.0.1:{}/x:{tag}", fake.port));
