@@ -33,12 +33,21 @@ mod conformance;
 mod layers;
 #[path = "host/real_input.rs"]
 mod real_input;
+#[path = "host/registry.rs"]
+mod registry;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
 
 /// The modules' cases. A new module adds its line here.
-const ALL: &[&[runner::Case]] =
-    &[bad_ends::CASES, devices::CASES, layers::CASES, lives::CASES, real_input::CASES, runner_itself::CASES];
+const ALL: &[&[runner::Case]] = &[
+    bad_ends::CASES,
+    devices::CASES,
+    layers::CASES,
+    lives::CASES,
+    real_input::CASES,
+    registry::CASES,
+    runner_itself::CASES,
+];
 
 fn main() -> std::process::ExitCode {
     runner::main(&[ALL, conformance::CASES].concat())
