@@ -95,7 +95,7 @@ pub enum MicroVmError {
     /// The sandbox's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The sandbox's folder on the shelf, or its name.
+    /// The sandbox's place on the shelf.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
     /// The monitor program does not run.
@@ -174,6 +174,7 @@ impl MicroVmBackend {
         let agent = Client::new(agent)?;
         let voice = agent.voice();
         let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor };
+        // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
         let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         let cgroup = Cgroup::create(&spec.id, &host_limits(&spec.limits))?;
         Ok(MicroVm {
@@ -183,7 +184,8 @@ impl MicroVmBackend {
             ready: Some(ready),
             life: None,
             pumps,
-            cgroup: Some(cgroup),
+            cgroup,
+            slot: Some(slot),
             reach: Arc::new(Reach::default()),
             voice,
             moments: Moments::default(),
@@ -239,7 +241,7 @@ struct MicroVm {
     ready: Option<Ready>,
     life: Option<Life>,
     pumps: Pumps,
-    cgroup: Option<Cgroup>,
+    cgroup: Cgroup,
     slot: Option<Slot>,
     reach: Arc<Reach>,
     voice: Voice,
@@ -258,8 +260,8 @@ impl MicroVm {
         if let Some(from) = streams.2 {
             self.pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
         }
-        let cgroup = self.cgroup.as_ref().map(|c| File::open(c.path())).transpose().map_err(MicroVmError::Resource)?;
-        let born = Monitor::start(&monitor, &machine, control, cgroup.as_ref().map(AsFd::as_fd), &self.reach);
+        let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
+        let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
         drop(machine);
@@ -279,7 +281,7 @@ impl MicroVm {
         life.until_gone(&mut self.moments, PATIENCE)?;
         self.pumps.flush();
         self.pumps.stop();
-        let host_oom = self.cgroup.as_ref().and_then(Cgroup::oom_kills).is_some_and(|kills| kills > 0);
+        let host_oom = self.cgroup.oom_kills().is_some_and(|kills| kills > 0);
         let outcome = life.outcome(host_oom);
         Ok(self.outcome.insert(outcome).clone())
     }
@@ -292,13 +294,8 @@ impl MicroVm {
             self.pumps.flush();
         }
         self.pumps.stop();
-        let removed = self.cgroup.take().map_or(Ok(()), |cgroup| cgroup.remove());
-        let released = self.slot.take().map_or(Ok(()), Slot::release);
-        if ended {
-            removed.map_err(MicroVmError::Cgroup).and(released.map_err(MicroVmError::Shelf))
-        } else {
-            Err(MicroVmError::Immortal)
-        }
+        let released = self.slot.take().map_or(Ok(()), Slot::release).map_err(MicroVmError::Shelf);
+        if ended { released } else { Err(MicroVmError::Immortal) }
     }
 }
 
@@ -328,7 +325,7 @@ impl Sandbox for MicroVm {
     }
 
     fn usage(&self) -> Usage {
-        self.cgroup.as_ref().map(Cgroup::usage).unwrap_or_default()
+        self.cgroup.usage()
     }
 
     fn moments(&self) -> Moments {

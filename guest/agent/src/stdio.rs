@@ -87,7 +87,7 @@ impl AgentEnds {
                 let again = |fd: &OwnedFd| fd.try_clone().doing(|| "duplicate the terminal".into());
                 if let (true, Some(from)) = (stdin, host.stdin) {
                     let to = again(master)?;
-                    thread("terminal in", move || to_command(from, to))?;
+                    thread("terminal in", move || to_terminal(from, to))?;
                 }
                 let from = again(master)?;
                 output.push(thread("terminal out", move || to_host(from, host.stdout))?);
@@ -119,6 +119,17 @@ fn to_command(from: OwnedFd, to: OwnedFd) {
     let (mut from, mut to) = (File::from(from), File::from(to));
     copy(&mut from, &mut to);
     drop(to);
+    let _ = shutdown(&from, Shutdown::Both);
+}
+
+/// What a terminal in its usual mode takes as the end of input (`VEOF`, Ctrl-D).
+const END_OF_INPUT: u8 = 4;
+
+/// The host's bytes go to the terminal. Its output goes on when the input has ended.
+fn to_terminal(from: OwnedFd, to: OwnedFd) {
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    copy(&mut from, &mut to);
+    let _ = to.write_all(&[END_OF_INPUT]);
     let _ = shutdown(&from, Shutdown::Both);
 }
 

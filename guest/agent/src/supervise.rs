@@ -61,8 +61,9 @@ fn obey(command: &Command, message: &ToGuest, host: &mut Host, ended_by: &mut Op
 
 /// Sends a signal with the effect that it would have outside of a namespace.
 fn deliver(command: &Command, signal: u8, ended_by: &mut Option<u8>) -> Result<(), Trouble> {
-    let status = sys::pid_of(&command.process).and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")));
-    let sent = match effect(signal, &status.unwrap_or_default()) {
+    let pid = sys::pid_of(&command.process).doing(|| "find the command's process".into())?;
+    let text = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let sent = match effect(signal, &text("status"), &text("syscall")) {
         Effect::Send => signal,
         Effect::End => {
             ended_by.get_or_insert(signal);

@@ -1,4 +1,4 @@
-//! What a command sees of its surroundings, the same in both isolations: environment, `/etc/hosts`, `/etc/resolv.conf`.
+//! The environment that a command sees, the same in both isolations.
 
 use crate::{Identity, ProcessSpec};
 
@@ -26,14 +26,6 @@ pub fn environment(process: &ProcessSpec, hostname: &str, identity: &Identity) -
     }
     environment
 }
-
-/// Content of `/etc/hosts` for a sandbox whose network is its own loopback interface.
-pub fn hosts_file(hostname: &str) -> String {
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{hostname}\n")
-}
-
-/// Content of `/etc/resolv.conf` for the same: there is no name server to ask.
-pub const RESOLV_CONF: &str = "# The network of this sandbox is its own loopback interface.\n";
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ mod process;
 mod signals;
 mod users;
 
-pub use environment::{DEFAULT_PATH, RESOLV_CONF, environment, hosts_file};
+pub use environment::{DEFAULT_PATH, environment};
 pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
 pub use message::{Ending, FailureKind, Root, Start, ToGuest, ToHost};
 pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};

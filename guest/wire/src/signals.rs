@@ -16,17 +16,23 @@ pub enum Effect {
 /// Signals whose default action leaves the process alive (signal(7)): CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH.
 const HARMLESS: [u8; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
 
-/// What `signal` (1 to 64) does to the process with this text in `/proc/PID/status`. A text without the masks gives [`Effect::Send`].
-pub fn effect(signal: u8, status: &str) -> Effect {
+/// rt_sigtimedwait(2) on x86-64, by which sigwait(3) works: `tini` waits in it as the first process of many an image.
+const SIGTIMEDWAIT: &str = "128";
+
+/// What `signal` (1 to 64) does to the process with these texts in `/proc/PID/status` and `/proc/PID/syscall`. A status without the masks gives
+/// [`Effect::Send`]; a syscall that cannot be read is an empty text.
+pub fn effect(signal: u8, status: &str, syscall: &str) -> Effect {
     let Some(bit) = signal.checked_sub(1).and_then(|n| 1_u64.checked_shl(u32::from(n))) else { return Effect::Send };
     let mask = |name: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
-    // A blocked signal is for sigwait(3) or a signalfd: the kernel keeps it also for a namespace's first process.
+    // A blocked signal is for sigwait(3) or a signalfd: the kernel keeps it also for a namespace's first process. While a process waits, the
+    // signals it waits for do not show as blocked.
+    let waits = syscall.split_whitespace().next() == Some(SIGTIMEDWAIT);
     match (mask("SigCgt:"), mask("SigIgn:"), mask("SigBlk:")) {
         (Some(caught), Some(ignored), Some(blocked)) if (caught | ignored | blocked) & bit == 0 => {
-            if HARMLESS.contains(&signal) { Effect::Send } else { Effect::End }
+            if waits || HARMLESS.contains(&signal) { Effect::Send } else { Effect::End }
         }
         _ => Effect::Send,
     }
@@ -40,14 +46,16 @@ mod tests {
 
     #[test]
     fn only_unhandled_ends_are_ends() {
-        assert_eq!(effect(15, STATUS), Effect::End, "TERM: default action");
-        assert_eq!(effect(9, STATUS), Effect::End, "KILL");
-        assert_eq!(effect(2, STATUS), Effect::Send, "INT: caught");
-        assert_eq!(effect(3, STATUS), Effect::Send, "QUIT: ignored");
-        assert_eq!(effect(10, STATUS), Effect::Send, "USR1: blocked, for sigwait");
-        assert_eq!(effect(28, STATUS), Effect::Send, "WINCH: harmless");
-        assert_eq!(effect(15, "Name:\tsh\n"), Effect::Send, "unknown");
-        assert_eq!(effect(0, STATUS), Effect::Send);
-        assert_eq!(effect(200, STATUS), Effect::Send);
+        assert_eq!(effect(15, STATUS, "running"), Effect::End, "TERM: default action");
+        assert_eq!(effect(9, STATUS, "running"), Effect::End, "KILL");
+        assert_eq!(effect(2, STATUS, "running"), Effect::Send, "INT: caught");
+        assert_eq!(effect(3, STATUS, "running"), Effect::Send, "QUIT: ignored");
+        assert_eq!(effect(10, STATUS, "running"), Effect::Send, "USR1: blocked, for sigwait");
+        assert_eq!(effect(15, STATUS, "128 0x1 0x0"), Effect::Send, "TERM: waited for");
+        assert_eq!(effect(15, STATUS, "35 0x1 0x0"), Effect::End, "TERM: asleep");
+        assert_eq!(effect(28, STATUS, "running"), Effect::Send, "WINCH: harmless");
+        assert_eq!(effect(15, "Name:\tsh\n", ""), Effect::Send, "unknown");
+        assert_eq!(effect(0, STATUS, "running"), Effect::Send);
+        assert_eq!(effect(200, STATUS, "running"), Effect::Send);
     }
 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use duplex_wire::{RESOLV_CONF, Root, Start, ToHost, hosts_file};
+use duplex_wire::{Root, Start, ToHost};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::monitor::{MachineEnd, Monitor, Reach, pidfd_of};
 use super::outcome::{AgentEnd, Evidence, judge};
 use super::{Cause, MicroVmError};
 use crate::sandbox::agent::{Client, Heard};
+use crate::sandbox::etc;
 use crate::spec::{MachineEvent, MachineExit, Moment, Moments, Outcome, SandboxSpec};
 use crate::sys::clock::monotonic_ns;
 
@@ -196,8 +197,8 @@ fn start_message(spec: &SandboxSpec) -> Result<Start, MicroVmError> {
         process: spec.process.clone(),
         hostname: spec.hostname.clone(),
         root: Root { disk: "vda".to_owned(), read_only: spec.read_only },
-        hosts: hosts_file(&spec.hostname),
-        resolv_conf: RESOLV_CONF.to_owned(),
+        hosts: etc::hosts(&spec.hostname),
+        resolv_conf: etc::resolv_conf(),
         pids: spec.limits.pids,
         seed,
         realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),

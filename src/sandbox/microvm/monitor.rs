@@ -95,12 +95,12 @@ impl Monitor {
         program: &Path,
         machine: &Machine,
         control: OwnedFd,
-        cgroup: Option<BorrowedFd<'_>>,
+        cgroup: BorrowedFd<'_>,
         reach: &Reach,
     ) -> std::io::Result<Self> {
         let stderr = bounded_file()?;
         let (args, fds) = (machine.args(), machine.fds());
-        let process = spawn(&Child { program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup })?;
+        let process = spawn(&Child { program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup) })?;
         reach.with(|held| {
             held.process = Some(process);
             if held.killed {
