@@ -185,7 +185,6 @@ impl MicroVmBackend {
             life: None,
             pumps,
             cgroup,
-            slot: Some(slot),
             reach: Arc::new(Reach::default()),
             voice,
             moments: Moments::default(),
