@@ -29,6 +29,8 @@ mod machine;
 mod bad_ends;
 #[path = "conformance/mod.rs"]
 mod conformance;
+#[path = "host/lab.rs"]
+mod lab;
 #[path = "host/layers.rs"]
 mod layers;
 #[path = "host/real_input.rs"]
@@ -42,6 +44,7 @@ mod runner_itself;
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
     devices::CASES,
+    lab::CASES,
     layers::CASES,
     lives::CASES,
     real_input::CASES,

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::Format;
+use crate::spec::MemorySize;
 
 /// Say what this host can do, and how to mend what it cannot
 #[derive(Args, Clone, Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct LabArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum LabVerb {
     /// Start it, or find the one that runs
-    Start,
+    Start(LabStartArgs),
     /// Stop it
     Stop,
     /// Say whether it runs
@@ -43,4 +44,15 @@ pub(crate) struct LabStatusArgs {
     /// How it is printed
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+}
+
+/// Start it, or find the one that runs
+#[derive(Args, Clone, Debug)]
+pub struct LabStartArgs {
+    /// It stops by itself after this many seconds without a command [default: 900]
+    #[arg(long, value_name = "SECONDS")]
+    pub idle: Option<u64>,
+    /// Its memory [default: 6g, or half of what is free]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
 }

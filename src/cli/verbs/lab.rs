@@ -1,6 +1,7 @@
 //! `duplex lab`.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use crate::cli::args::{Format, LabArgs, LabVerb};
 use crate::cli::fail::{Code, Failure, failed};
@@ -10,9 +11,11 @@ use crate::lab::{self, Status};
 
 /// Starts, stops, shows or uses the lab.
 pub(crate) fn lab(context: &Context, args: &LabArgs) -> Result<u8, Failure> {
-    let settings = place::settings(context);
+    let mut settings = place::settings(context);
     match &args.verb {
-        LabVerb::Start => {
+        LabVerb::Start(start) => {
+            settings.idle = start.idle.map_or(settings.idle, Duration::from_secs);
+            settings.memory_mib = start.memory.map(|m| u32::try_from(m.mib_ceil()).unwrap_or(u32::MAX));
             let started = lab::start(&settings, &mut |step| note(step)).map_err(failed)?;
             let words = if started.fresh { "started" } else { "runs already" };
             print(&format!("Lab {words} (process {})\n", started.status.pid))?;
