@@ -48,7 +48,7 @@ pub(crate) struct LabStatusArgs {
 
 /// Start it, or find the one that runs
 #[derive(Args, Clone, Debug)]
-pub struct LabStartArgs {
+pub(crate) struct LabStartArgs {
     /// It stops by itself after this many seconds without a command [default: 900]
     #[arg(long, value_name = "SECONDS")]
     pub idle: Option<u64>,
