@@ -1,24 +1,22 @@
 //! The built-in runtime: `libcontainer` over the bundle.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 
-use super::execute::Execute;
-use super::orders::WireError;
+use super::console::{Console, ConsoleError};
+use super::execute::{self, Execute, Refusal};
+use super::orders::Orders;
 
 /// A container that waits for its start.
-pub(super) struct Created {
-    pub(super) container: Container,
-    pub(super) pid: Pid,
-    pub(super) pidfd: OwnedFd,
-    pub(super) terminal: Option<OwnedFd>,
+pub(super) struct Builtin {
+    container: Container,
+    refusals: OwnedFd,
 }
 
 /// Why the built-in runtime failed.
@@ -30,25 +28,31 @@ pub(super) enum BuiltinError {
     Start(#[source] LibcontainerError),
     #[error("The container has no first process")]
     NoProcess,
-    #[error("Cannot watch the container's first process")]
-    Watch(#[source] rustix::io::Errno),
-    #[error("Cannot make the socket that the terminal comes through")]
-    ConsoleSocket(#[source] std::io::Error),
-    #[error("The terminal did not come")]
-    Console(#[source] WireError),
+    #[error("Cannot hear from the container's first process")]
+    Pipe(#[source] std::io::Error),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
 }
+
+/// Its first process, and the terminal's master side if it has one.
+type Made = (Builtin, Pid, Option<OwnedFd>);
 
 /// Creates the container of `folder/bundle`; its state is kept in `folder/oci` and nowhere else.
 pub(super) fn create(
-    folder: &Path,
-    id: &str,
-    executor: Execute,
+    orders: &Orders,
+    environment: &[String],
     stdio: [OwnedFd; 3],
-    terminal: bool,
-) -> Result<Created, BuiltinError> {
-    let builder = ContainerBuilder::new(id.to_owned(), SyscallType::default()).with_executor(executor);
+) -> Result<Result<Made, Refusal>, BuiltinError> {
+    let folder: &Path = &orders.folder;
+    let (refusals, report) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| BuiltinError::Pipe(e.into()))?;
+    let executor = match Execute::new(&orders.spec.process.args, environment, report) {
+        Ok(executor) => executor,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let builder = ContainerBuilder::new(orders.spec.id.to_string(), SyscallType::default()).with_executor(executor);
     let builder = builder.with_root_path(folder.join("oci")).map_err(BuiltinError::Create)?;
-    let console = if terminal { Some(Console::listen(folder)?) } else { None };
+    let console = orders.terminal().map(|_| Console::listen(folder)).transpose()?;
     let builder = match &console {
         Some(console) => builder.with_console_socket(Some(console.path())),
         None => {
@@ -59,34 +63,14 @@ pub(super) fn create(
     let init = builder.as_init(folder.join("bundle")).with_systemd(false).with_detach(true);
     let container = init.build().map_err(BuiltinError::Create)?;
     let pid = container.pid().and_then(|p| Pid::from_raw(p.as_raw())).ok_or(BuiltinError::NoProcess)?;
-    // It is our own child and not waited for yet: the number is its own.
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(BuiltinError::Watch)?;
     let terminal = console.map(Console::take).transpose()?;
-    Ok(Created { container, pid, pidfd, terminal })
+    Ok(Ok((Builtin { container, refusals }, pid, terminal)))
 }
 
-/// The socket on which `libcontainer` hands over the terminal's master side (runtime spec, "process.terminal").
-struct Console {
-    folder: OwnedFd,
-    listener: UnixListener,
-}
-
-impl Console {
-    fn listen(folder: &Path) -> Result<Self, BuiltinError> {
-        let opened = std::fs::File::open(folder).map_err(BuiltinError::ConsoleSocket)?;
-        let folder = OwnedFd::from(opened);
-        let path = format!("/proc/self/fd/{}/console.sock", folder.as_raw_fd());
-        let listener = UnixListener::bind(path).map_err(BuiltinError::ConsoleSocket)?;
-        Ok(Self { folder, listener })
-    }
-
-    /// Short whatever the folder's path is: a socket's address has 107 bytes.
-    fn path(&self) -> String {
-        format!("/proc/self/fd/{}/console.sock", self.folder.as_raw_fd())
-    }
-
-    fn take(self) -> Result<OwnedFd, BuiltinError> {
-        let (stream, _) = self.listener.accept().map_err(BuiltinError::ConsoleSocket)?;
-        super::orders::receive_descriptor(&stream).map_err(BuiltinError::Console)
+impl Builtin {
+    /// Returns when the command is executed, or with the reason why it could not be.
+    pub(super) fn start(mut self) -> Result<Option<Refusal>, BuiltinError> {
+        self.container.start().map_err(BuiltinError::Start)?;
+        execute::outcome(self.refusals).map_err(BuiltinError::Pipe)
     }
 }

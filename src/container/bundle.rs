@@ -45,6 +45,7 @@ pub(super) fn config(
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
     });
+    // The built-in runtime's container has its cgroup's own filter of devices.
     if orders.runtime.is_some() {
         linux["resources"] = json!({ "devices": devices() });
     }

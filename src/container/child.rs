@@ -10,14 +10,16 @@ use duplex_wire::{Accounts, Ending, FailureKind, Identity, MAX_ACCOUNTS_FILE, Us
 use nix::sched::CloneFlags;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
 
-use super::builtin::{self, BuiltinError, Created};
+use super::builtin::{self, Builtin, BuiltinError};
 use super::bundle;
-use super::execute::{self, Execute};
+use super::execute::Refusal;
+use super::external::{self, External, ExternalError};
 use super::inside::{Inside, InsideError};
 use super::orders::{Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::rootfs::{self, RootfsError};
+use crate::spec::TerminalSize;
 use crate::sys::clock::monotonic_ns;
 
 /// Why container-init failed.
@@ -41,10 +43,14 @@ enum ChildError {
     Inside(#[from] InsideError),
     #[error("Cannot make the OCI bundle")]
     Bundle(#[source] io::Error),
-    #[error("Cannot make a pipe, or read from it")]
-    Pipe(#[source] io::Error),
     #[error(transparent)]
     Builtin(#[from] BuiltinError),
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    #[error("Cannot set the terminal's size")]
+    Terminal(#[source] rustix::io::Errno),
+    #[error("Cannot watch the container's first process")]
+    Watch(#[source] rustix::io::Errno),
     #[error("Cannot wait for the container")]
     Wait(#[source] rustix::io::Errno),
     #[error("Cannot report to the keeper")]
@@ -83,26 +89,48 @@ fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     let (stdio, pieces) = sort_descriptors(descriptors)?;
     enter_namespaces(&orders)?;
     end_with_keeper(control);
-    let (executor, refusals) = match prepare(&orders, &pieces)? {
-        Ok(ready) => ready,
-        Err((kind, text)) => {
-            return send(&**control, &Report::NotExecuted { kind, text }, &[]).map_err(ChildError::Report);
-        }
+    let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
+    let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
+    let environment = match prepare(&orders, &pieces)? {
+        Ok(environment) => environment,
+        Err(refusal) => return refuse(refusal),
     };
     drop(pieces);
-    let terminal = orders.terminal().is_some();
-    let mut created = builtin::create(&orders.folder, orders.spec.id.as_str(), executor, stdio, terminal)?;
-    report_created(control, &mut created, &orders)?;
+    let (waiting, pid, terminal) = match create(&orders, &environment, stdio)? {
+        Ok(made) => made,
+        Err(refusal) => return refuse(refusal),
+    };
+    report_created(control, pid, terminal.as_ref(), orders.terminal())?;
+    drop(terminal);
     let (Request::Start, _) = receive(&**control).map_err(ChildError::Orders)?;
-    created.container.start().map_err(BuiltinError::Start)?;
-    if let Some((kind, text)) = execute::outcome(refusals).map_err(ChildError::Pipe)? {
-        wait(created.pid)?;
-        return send(&**control, &Report::NotExecuted { kind, text }, &[]).map_err(ChildError::Report);
+    let refusal = match waiting {
+        Waiting::Builtin(builtin) => builtin.start()?,
+        Waiting::External(external) => external.start()?,
+    };
+    if let Some(refusal) = refusal {
+        wait(pid)?;
+        return refuse(refusal);
     }
-    let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     say(&Report::Started { at_ns: monotonic_ns() })?;
-    let ending = wait(created.pid)?;
+    let ending = wait(pid)?;
     say(&Report::Exited { ending, at_ns: monotonic_ns() })
+}
+
+/// A container that waits for its start, of whichever runtime.
+enum Waiting {
+    Builtin(Box<Builtin>),
+    External(External),
+}
+
+type Made = (Waiting, Pid, Option<OwnedFd>);
+
+fn create(orders: &Orders, environment: &[String], stdio: [OwnedFd; 3]) -> Result<Result<Made, Refusal>, ChildError> {
+    if let Some(program) = &orders.runtime {
+        let made = external::create(program, orders, stdio)?;
+        return Ok(made.map(|(external, pid, terminal)| (Waiting::External(external), pid, terminal)));
+    }
+    let made = builtin::create(orders, environment, stdio)?;
+    Ok(made.map(|(builtin, pid, terminal)| (Waiting::Builtin(Box::new(builtin)), pid, terminal)))
 }
 
 fn sort_descriptors(descriptors: Vec<OwnedFd>) -> Result<([OwnedFd; 3], Vec<OwnedFd>), ChildError> {
@@ -144,10 +172,8 @@ fn end_with_keeper(control: &Arc<OwnedFd>) {
     let _ = std::thread::Builder::new().name("keeper-watch".into()).stack_size(64 << 10).spawn(watch);
 }
 
-type Ready = Result<(Execute, OwnedFd), execute::Refusal>;
-
-/// Mounts the root, puts into it what every container finds there, and writes the bundle.
-fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Ready, ChildError> {
+/// Mounts the root, puts into it what every container finds there, and writes the bundle. Returns the command's environment.
+fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Result<Vec<String>, Refusal>, ChildError> {
     let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
     let inside = Inside::open(&root)?;
     for name in ["dev", "proc", "sys"] {
@@ -164,14 +190,8 @@ fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Ready, ChildError> {
         Err(unknown) => return Ok(Err((FailureKind::Other, unknown.to_string()))),
     };
     let environment = environment(process, &orders.spec.hostname, &identity);
-    let (reader, writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| ChildError::Pipe(e.into()))?;
-    let executor = match Execute::new(&process.args, &environment, writer) {
-        Ok(executor) => executor,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
     write_bundle(orders, &identity, &environment, &root).map_err(ChildError::Bundle)?;
-    Ok(Ok((executor, reader)))
+    Ok(Ok(environment))
 }
 
 fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {
@@ -192,16 +212,20 @@ fn write_bundle(
     std::fs::write(folder.join("config.json"), serde_json::to_vec(&config)?)
 }
 
-fn report_created(control: &OwnedFd, created: &mut Created, orders: &Orders) -> Result<(), ChildError> {
-    if let (Some(terminal), Some(size)) = (&created.terminal, orders.terminal()) {
+fn report_created(
+    control: &OwnedFd,
+    pid: Pid,
+    terminal: Option<&OwnedFd>,
+    size: Option<TerminalSize>,
+) -> Result<(), ChildError> {
+    if let (Some(terminal), Some(size)) = (terminal, size) {
         let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(terminal, size).map_err(|e| ChildError::Pipe(e.into()))?;
+        rustix::termios::tcsetwinsize(terminal, size).map_err(ChildError::Terminal)?;
     }
-    let report = Report::Created { at_ns: monotonic_ns() };
-    let terminal = created.terminal.take();
-    let descriptors: Vec<_> =
-        std::iter::once(created.pidfd.as_fd()).chain(terminal.as_ref().map(AsFd::as_fd)).collect();
-    send(control, &report, &descriptors).map_err(ChildError::Report)
+    // The process is our own child and not waited for yet: the number is its own.
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(ChildError::Watch)?;
+    let descriptors: Vec<_> = std::iter::once(process.as_fd()).chain(terminal.map(AsFd::as_fd)).collect();
+    send(control, &Report::Created { at_ns: monotonic_ns() }, &descriptors).map_err(ChildError::Report)
 }
 
 fn wait(pid: Pid) -> Result<Ending, ChildError> {

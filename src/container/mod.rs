@@ -21,6 +21,8 @@ pub mod orders;
 
 mod builtin;
 mod bundle;
+mod console;
 mod execute;
+mod external;
 mod inside;
 mod rootfs;

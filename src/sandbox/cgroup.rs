@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,6 +58,17 @@ pub enum CgroupError {
         /// The verb.
         operation: &'static str,
         /// The file or folder.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The filter of devices cannot be attached: without it a container could open the host's disks.
+    #[error(
+        "Cannot keep the processes of {path} from the host's devices: the kernel needs CONFIG_CGROUP_BPF, and we CAP_BPF"
+    )]
+    Devices {
+        /// The folder.
         path: PathBuf,
         /// What the kernel says.
         #[source]
@@ -117,6 +129,15 @@ impl Cgroup {
     /// What the kernel says, such as `ESRCH` for a process that has ended.
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
         self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// Lets its processes open no devices but those that every container has.
+    ///
+    /// # Errors
+    /// [`CgroupError::Devices`].
+    pub fn allow_standard_devices_only(&self) -> Result<(), CgroupError> {
+        let filter = || crate::sys::devices::allow_standard_only(fs::File::open(&self.path)?.as_fd());
+        filter().map_err(|source| CgroupError::Devices { path: self.path.clone(), source })
     }
 
     fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {

@@ -73,12 +73,21 @@ impl ContainerBackend {
         Self { duplex, state, images, runtime: None }
     }
 
+    /// Containers by this OCI runtime program (crun, runc ...) instead, over the same bundle.
+    #[must_use]
+    pub fn with_runtime(self, program: &Path) -> Self {
+        Self { runtime: Some(program.to_owned()), ..self }
+    }
+
     fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
         let pieces = self.open_pieces(spec)?;
         let mut moments = Moments::default();
         moments.note(Moment::ImageReady, monotonic_ns());
         let slot = Shelf::open(&self.state)?.reserve(spec)?;
         let cgroup = Arc::new(Cgroup::create(&spec.id, &spec.limits)?);
+        if self.runtime.is_none() {
+            cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
+        }
         let orders = Orders {
             spec: spec.clone(),
             folder: slot.path().to_owned(),

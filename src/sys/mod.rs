@@ -3,6 +3,7 @@
 
 pub mod birth;
 pub mod clock;
+pub mod devices;
 pub mod fd;
 #[cfg(feature = "cli")]
 pub mod kvm_page;

@@ -35,8 +35,20 @@ fn installation(state: &Path) -> Installation {
 }
 
 pub(crate) fn container() -> Result<Stage, Skip> {
+    containers(|backend| backend)
+}
+
+pub(crate) fn crun() -> Result<Stage, Skip> {
+    containers(|backend| backend.with_runtime(Path::new("/usr/bin/crun")))
+}
+
+pub(crate) fn runc() -> Result<Stage, Skip> {
+    containers(|backend| backend.with_runtime(Path::new("/usr/sbin/runc")))
+}
+
+fn containers(adapt: impl FnOnce(ContainerBackend) -> ContainerBackend) -> Result<Stage, Skip> {
     let state = tempfile::tempdir().unwrap();
     let images = Arc::new(OneFile(image::path()?.to_owned()));
-    let backend = ContainerBackend::new(&installation(state.path()), images);
+    let backend = adapt(ContainerBackend::new(&installation(state.path()), images));
     Ok(Stage::new(Box::new(backend), state))
 }

@@ -9,12 +9,9 @@ mod stage;
 
 use crate::runner::{Case, Need};
 
-/// Cases `conformance::ARM::PROMISE` for every arm and promise.
+/// Cases `conformance::ARM::PROMISE`, each promise on one arm.
 macro_rules! promises {
-    ($($arm:ident $needs:tt),* $(,)? => $promises:tt) => {
-        &[$(promises!(@arm $arm $needs $promises)),*]
-    };
-    (@arm $arm:ident $needs:tt [$($module:ident :: $promise:ident),* $(,)?]) => {
+    ($arm:ident $needs:tt: $($module:ident :: $promise:ident),* $(,)?) => {
         &[$(Case {
             name: concat!("conformance::", stringify!($arm), "::", stringify!($promise)),
             needs: &$needs,
@@ -23,28 +20,51 @@ macro_rules! promises {
     };
 }
 
-pub(crate) const CASES: &[&[Case]] = promises! {
-    container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")]
-    => [
-        process::exit_code,
-        process::signal_ends_the_command,
-        process::streams_stay_apart,
-        process::stdin_arrives_whole,
-        process::environment_is_the_specs,
-        process::working_folder_is_made,
-        process::users_come_from_the_image,
-        process::not_found_is_127,
-        process::not_executable_is_126,
-        process::unknown_user_is_told,
-        process::terminal_has_its_size,
-        process::term_does_not_end_a_first_process_without_a_handler,
-        process::kill_always_ends,
-        files::read_only_root_refuses_writes,
-        files::files_come_and_go_on_the_overlay,
-        files::etc_files_are_ours,
-        files::nothing_of_the_host_is_seen,
-        limits::memory_ends_with_137,
-        limits::processes_are_counted,
-        limits::nothing_is_left,
-    ]
-};
+/// Stamps the promises that every backend keeps.
+macro_rules! all_promises {
+    ($arm:ident $needs:tt $(, $module:ident :: $promise:ident)*) => {
+        promises!($arm $needs:
+            process::exit_code,
+            process::signal_ends_the_command,
+            process::streams_stay_apart,
+            process::stdin_arrives_whole,
+            process::environment_is_the_specs,
+            process::working_folder_is_made,
+            process::users_come_from_the_image,
+            process::not_found_is_127,
+            process::unknown_user_is_told,
+            process::terminal_has_its_size,
+            process::term_does_not_end_a_first_process_without_a_handler,
+            process::kill_always_ends,
+            files::read_only_root_refuses_writes,
+            files::files_come_and_go_on_the_overlay,
+            files::etc_files_are_ours,
+            files::nothing_of_the_host_is_seen,
+            limits::memory_ends_with_137,
+            limits::processes_are_counted,
+            limits::nothing_is_left
+            $(, $module :: $promise)*
+        )
+    };
+}
+
+const CONTAINER: &[Case] = all_promises!(
+    container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
+    process::missing_interpreter_is_127,
+    process::not_executable_is_126,
+    files::devices_of_the_host_stay_closed
+);
+
+// An outside runtime tells of a program that the kernel refuses by the program's own exit code only: no promise of 126,
+// and none of 127 for a missing interpreter.
+const CRUN: &[Case] = all_promises!(
+    crun [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("crun")],
+    files::devices_of_the_host_stay_closed
+);
+
+const RUNC: &[Case] = all_promises!(
+    runc [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("runc")],
+    files::devices_of_the_host_stay_closed
+);
+
+pub(crate) const CASES: &[&[Case]] = &[CONTAINER, CRUN, RUNC];
