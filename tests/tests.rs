@@ -6,6 +6,10 @@ mod tarball;
 
 #[path = "offline/archives.rs"]
 mod archives;
+#[path = "offline/erofs_images.rs"]
+mod erofs_images;
+#[path = "support/erofs_reader.rs"]
+mod erofs_reader;
 #[path = "offline/hostile_archives.rs"]
 mod hostile_archives;
 #[path = "offline/layers.rs"]

@@ -63,7 +63,7 @@ struct Made {
 }
 
 fn make(layers: &[(&[u8], Compression)]) -> Made {
-    let folder = tempfile::Builder::new().prefix("duplex-layers").tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("duplex-layers").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (mut trees, mut devices, mut blobs) = (Vec::new(), Vec::new(), Vec::new());
     for (number, (bytes, compression)) in layers.iter().enumerate() {
         let path = folder.path().join(format!("layer{number}"));
@@ -234,13 +234,15 @@ fn assert_same(ours: &BTreeMap<PathBuf, Facts>, theirs: &BTreeMap<PathBuf, Facts
 }
 
 /// GNU tar's opinion.
-fn untarred(archive: &[u8], into: &Path) -> BTreeMap<PathBuf, Facts> {
-    fs::create_dir_all(into).unwrap();
-    let file = into.with_extension("tar");
+fn untarred(archive: &[u8]) -> BTreeMap<PathBuf, Facts> {
+    // Not below target/: what the lab shares with its host has no extended attributes.
+    let folder = tempfile::Builder::new().prefix("duplex-untarred").tempdir().unwrap();
+    let (into, file) = (folder.path().join("root"), folder.path().join("archive.tar"));
+    fs::create_dir(&into).unwrap();
     fs::write(&file, archive).unwrap();
     let flags = ["--numeric-owner", "--same-owner", "-p", "--xattrs", "--xattrs-include=*"];
-    must(Command::new("tar").arg("-C").arg(into).args(flags).arg("-xf").arg(&file));
-    facts(into)
+    must(Command::new("tar").arg("-C").arg(&into).args(flags).arg("-xf").arg(&file));
+    facts(&into)
 }
 
 /// An archive with everything that GNU tar unpacks as we do.
@@ -304,7 +306,7 @@ fn every_feature_as_tar_unpacks_it() -> Verdict {
     let made = make(&[(&archive, Compression::None)]);
     let mounted = made.mounted()?;
     let mut ours = facts(&mounted.at);
-    let mut theirs = untarred(&archive, &made.folder.path().join("untarred"));
+    let mut theirs = untarred(&archive);
     forget_implied_times([&mut ours, &mut theirs]);
     assert!(ours.len() > 35);
     assert_same(&ours, &theirs, "tar ");
@@ -340,9 +342,10 @@ fn the_three_ways_to_mount_agree() -> Verdict {
             assert_same(&one_disk, &facts(&mounted.at), "file");
             Ok(())
         }
-        Err(e) if e == rustix::io::Errno::NOTBLK => {
-            Err(Skip("loop mounts agree; this kernel mounts no EROFS from files (before 6.12)".to_owned()))
-        }
+        Err(e) if e == rustix::io::Errno::NOTBLK => Err(Skip(
+            "loop mounts agree; this kernel mounts no EROFS from files of this file system (before 6.12, or tmpfs)"
+                .to_owned(),
+        )),
         Err(e) => panic!("file-backed mount: {e}"),
     }
 }
@@ -350,7 +353,7 @@ fn the_three_ways_to_mount_agree() -> Verdict {
 /// Many files, odd names, long links, shared attributes.
 fn many_of_everything() -> Tarball {
     let mut tar = Tarball::default();
-    for number in 0..5000 {
+    for number in 0..2000 {
         tar.file(&format!("many/file-{number:05}-{}", "x".repeat(number % 60)), format!("{number}").as_bytes());
         tar.hard_link(&format!("again/{number}"), &format!("many/file-{number:05}-{}", "x".repeat(number % 60)));
     }
@@ -398,8 +401,8 @@ fn large_directories_links_and_sparse_files() -> Verdict {
     let made = make(&[(&tar.end(), Compression::None)]);
     let mounted = made.mounted()?;
     let names = fs::read_dir(mounted.at.join("many")).unwrap().count();
-    assert_eq!((names, fs::read_dir(mounted.at.join("again")).unwrap().count()), (5000, 5000));
-    for number in (0..5000).step_by(7) {
+    assert_eq!((names, fs::read_dir(mounted.at.join("again")).unwrap().count()), (2000, 2000));
+    for number in (0..2000).step_by(7) {
         let path = mounted.at.join(format!("again/{number}"));
         assert_eq!(fs::read(&path).unwrap(), format!("{number}").as_bytes());
         assert_eq!(fs::metadata(&path).unwrap().nlink(), 2);
@@ -483,7 +486,7 @@ fn debian_as_umoci_and_tar_unpack_it() -> Verdict {
     let ours = facts(&mounted.at);
     assert!(ours.len() > 5000, "{}", ours.len());
     let folder = made.folder.path();
-    assert_same(&ours, &untarred(&archive, &folder.join("untarred")), "tar ");
+    assert_same(&ours, &untarred(&archive), "tar ");
     drop(archive);
     assert_same(&ours, &facts(&umoci_unpacked(folder, &[debian::tarball()])), "umoci");
     Ok(())
