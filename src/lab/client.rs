@@ -30,6 +30,9 @@ pub enum LabError {
     /// Programs are not installed.
     #[error("No QEMU for the lab: this machine lacks {}. {}", names(.0), install(.0.iter().map(|t| t.package)))]
     Missing(Vec<MissingTool>),
+    /// The caller is in a lab.
+    #[error("This is the lab already, and a lab holds no other")]
+    Inside,
     /// The caller is not root.
     #[error("The lab needs root: it serves this machine's files as their owners. Run it with sudo")]
     NotRoot,
@@ -128,6 +131,9 @@ pub fn start(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Started,
     loop {
         if let Some(status) = status(&settings.places)? {
             return Ok(Started { fresh, status });
+        }
+        if super::inside() {
+            return Err(LabError::Inside);
         }
         if !rustix::process::geteuid().is_root() {
             return Err(LabError::NotRoot);

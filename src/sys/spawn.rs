@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 /// What a child does to itself before it becomes the program.
@@ -14,6 +15,8 @@ pub struct ChildSetup {
     pub keep: Vec<OwnedFd>,
     /// An open `cgroup.procs`: the child moves itself there, so that nothing of the program ever runs outside.
     pub cgroup: Option<OwnedFd>,
+    /// The kernel may choose the child when memory runs out, whatever it does with this process.
+    pub expendable: bool,
     /// A session of its own.
     pub session: bool,
     /// Standard input becomes the session's controlling terminal; needs `session`.
@@ -33,6 +36,11 @@ impl ChildSetup {
     fn run(&self) -> io::Result<()> {
         if let Some(signal) = self.death_signal {
             rustix::process::set_parent_process_death_signal(Some(signal))?;
+        }
+        if self.expendable {
+            // proc(5), oom_score_adj: raising it to the usual 0 needs no privilege.
+            let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::io::write(&file, b"0")?;
         }
         if let Some(cgroup) = &self.cgroup {
             // cgroup v2, "cgroup.procs": 0 is the writing process.

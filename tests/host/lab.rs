@@ -5,15 +5,17 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::runner::{Case, Need, Verdict};
 
-const NEEDS: &[Need] = &[Need::Outside, Need::Root, Need::Program("qemu-system-x86_64"), Need::Program("script")];
+const NEEDS: &[Need] = &[Need::Outside, Need::Root, Need::Program("qemu-system-x86_64"), Need::Program("setsid")];
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -260,14 +262,48 @@ fn files_are_live(lab: &Lab) {
 }
 
 fn a_terminal(lab: &Lab) {
-    let words = format!("{} lab run -- sh -c 'tty; stty size; exit 9'", env!("CARGO_BIN_EXE_duplex"));
-    let mut script = Command::new("script");
-    script.args(["-qec", &format!("stty rows 31 cols 97; {words}"), "/dev/null"]);
-    script.env("DUPLEX_STATE", lab.dir.path()).stdin(Stdio::null());
-    let output = script.output().unwrap();
-    assert_eq!(output.status.code(), Some(9), "{output:?}");
-    let said = text(&output);
-    assert!(said.contains("/dev/pts/") && said.contains("31 97"), "{said}");
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&master).unwrap();
+    let resize =
+        |rows| tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: 97, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    resize(31);
+    let terminal = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_duplex"), "lab", "run", "--", "bash", "--norc", "-i"]);
+    command.env("DUPLEX_STATE", lab.dir.path()).env("PS1", "> ").current_dir(lab.dir.path());
+    let terminal = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
+    let mut user = File::from(master.try_clone().unwrap());
+    let mut shows = File::from(master.try_clone().unwrap());
+    let seen = Arc::new(Mutex::new(String::new()));
+    let screen = Arc::clone(&seen);
+    thread::spawn(move || {
+        let mut bytes = [0; 1000];
+        while let Ok(n @ 1..) = shows.read(&mut bytes) {
+            screen.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
+        }
+    });
+    let see = |what: &str| {
+        wait_until(&format!("the terminal shows '{what}'"), || seen.lock().unwrap().contains(what));
+        seen.lock().unwrap().clear();
+    };
+    see("> ");
+    user.write_all(b"tty; stty size\n").unwrap();
+    see("/dev/pts/");
+    user.write_all(b"stty size\n").unwrap();
+    see("31 97");
+    resize(40);
+    user.write_all(b"sleep 1; stty size\n").unwrap();
+    see("40 97");
+    // What is typed as an interrupt ends the command of the shell, not the shell.
+    user.write_all(b"sleep 1000\n").unwrap();
+    thread::sleep(Duration::from_secs(2));
+    user.write_all(b"\x03").unwrap();
+    see("> ");
+    user.write_all(b"exit 9\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+    let modes = tcgetattr(terminal()).unwrap().local_modes;
+    assert!(modes.contains(LocalModes::ICANON | LocalModes::ECHO), "the caller's terminal is as it was");
 }
 
 fn no_qemu_is_told() {

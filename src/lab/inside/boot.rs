@@ -129,6 +129,8 @@ fn modprobe(args: &[&str]) -> Result<(), BootError> {
 /// Starts the agent and reaps what it and its commands leave, until the agent itself ends.
 fn serve() -> Result<(), BootError> {
     let agent = Command::new("/proc/self/exe").args([VERB, AGENT]).spawn().step("start the agent")?;
+    // A command that takes all memory must not take the agent along: with it the lab would end.
+    let _ = fs::write(format!("/proc/{}/oom_score_adj", agent.id()), "-1000");
     let agent = rustix::process::Pid::from_child(&agent);
     loop {
         match wait(WaitOptions::empty()) {

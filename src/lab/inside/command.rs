@@ -171,6 +171,7 @@ impl Running {
         for live in std::iter::once(&cwd).chain(&spec.live.iter().map(|l| path(l)).collect::<Vec<_>>()) {
             agent.live.ensure(live).map_err(|e| failed(format!("{} cannot be made live: {e}", live.display())))?;
         }
+        agent.live.drop_stale();
         set_clock(spec.clock_ns);
         if !cwd.is_dir() {
             return Err(failed(format!("{} is not a folder", cwd.display())));
@@ -185,6 +186,7 @@ impl Running {
         let cgroup = self.make_cgroup().map_err(|e| failed(format!("the command's cgroup: {e}")))?;
         let setup = ChildSetup {
             cgroup: Some(cgroup),
+            expendable: true,
             session: true,
             terminal: spec.terminal.is_some(),
             ..ChildSetup::default()

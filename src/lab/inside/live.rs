@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use rustix::mount::mount_bind;
 
@@ -12,13 +13,29 @@ use super::boot::HOST;
 /// Trees that are the lab's own.
 const OWN: [&str; 5] = ["/proc", "/sys", "/dev", "/run", HOST];
 
-/// The folders that are live by now.
+/// Places of the host whose time stamps change when programs are installed there.
+const INSTALLED: [&str; 5] = ["var/lib/dpkg/status", "etc", "usr/bin", "usr/sbin", "usr/local/bin"];
+
+/// The folders that are live by now, and how the host's programs stood when they were last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     mounted: Mutex<Vec<PathBuf>>,
+    stamps: Mutex<Option<Vec<Option<SystemTime>>>>,
 }
 
 impl Live {
+    /// What the lab's root remembers of the host's is kept for a day; when programs were installed there since the last command, it is dropped.
+    pub(super) fn drop_stale(&self) {
+        let stamp = |path: &str| fs::metadata(Path::new(HOST).join(path)).and_then(|m| m.modified()).ok();
+        let now: Vec<_> = INSTALLED.map(stamp).into();
+        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = stamps.replace(now.clone());
+        if before.is_some_and(|before| before != now) {
+            // proc(5), drop_caches: 2 is names and inodes, and with an inode goes what is cached of its file.
+            let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+        }
+    }
+
     /// Makes `path` live, if it can be: what is the lab's own or not on the host stays as it is.
     pub(super) fn ensure(&self, path: &Path) -> io::Result<()> {
         if !may_be_live(path) {
