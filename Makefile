@@ -30,12 +30,12 @@ compare: build
 test: deps-test build
 	cargo test --workspace --lib --bins --test tests
 	cargo test --test host
-	cargo --config '$(LAB_RUN)' test --target $(TRIPLE) --test host
+	cargo --config '$(LAB_RUN)' test --test host
 	$(DUPLEX) lab stop
 
 # Against crun, runc and QEMU in one run.
 bench: deps-test build
-	cargo --config '$(LAB_RUN)' bench --target $(TRIPLE) --bench peers
+	cargo --config '$(LAB_RUN)' bench --bench peers
 
 # Rebuilds the guest kernel from Debian's source package.
 kernel:
