@@ -7,7 +7,7 @@ DUPLEX   := $(OUT)/duplex
 STATIC   := target/static/$(TRIPLE)/$(PROFILE)
 # Static programs: the monitor (jailed with an empty root), the agent (alone in the guest) and the embedded image.
 STATIC_FLAGS := --$(PROFILE) --target $(TRIPLE) --target-dir target/static
-LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1"]
+LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1","DUPLEX_TEST_STRICT=$(DUPLEX_TEST_STRICT)"]
 
 .PHONY: build compare test test-offline test-host test-lab bench kernel deps deps-test fmt lint doc clean
 

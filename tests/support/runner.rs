@@ -163,17 +163,29 @@ fn note(tally: &Mutex<Tally>, name: &'static str, end: End, took: Duration) {
 
 fn run_one(case: &Case) -> End {
     if let Some(reason) = case.needs.iter().find_map(|n| missing(*n)) {
-        return End::Skipped(reason);
+        return skipped(case, reason);
     }
     WORDS.with(|w| w.borrow_mut().clear());
     match catch_unwind(AssertUnwindSafe(case.run)) {
         Ok(Ok(())) => End::Passed,
-        Ok(Err(Skip(reason))) => End::Skipped(reason),
+        Ok(Err(Skip(reason))) => skipped(case, reason),
         Err(payload) => {
             let words = WORDS.with(|w| std::mem::take(&mut *w.borrow_mut()));
             End::Failed(if words.is_empty() { payload_text(payload.as_ref()) } else { words })
         }
     }
+}
+
+/// With `DUPLEX_TEST_STRICT=1`, as in CI, a case may be skipped only where its other run, inside or outside of the lab, is the one that counts.
+fn skipped(case: &Case, reason: String) -> End {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|v| v == "1");
+    let has = |wanted: fn(&Need) -> bool| case.needs.iter().any(wanted);
+    let other_run =
+        if set("DUPLEX_TEST_HOST") { has(|n| matches!(n, Need::Outside)) } else { has(|n| matches!(n, Need::Host)) };
+    if set("DUPLEX_TEST_STRICT") && !other_run {
+        return End::Failed(format!("skipped where nothing may be: {reason}"));
+    }
+    End::Skipped(reason)
 }
 
 fn payload_text(payload: &(dyn Any + Send)) -> String {
