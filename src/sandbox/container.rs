@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::cgroup::{Cgroup, CgroupError};
 use super::relay::Relay;
 use super::shelf::{Shelf, ShelfError, Slot};
+use super::signals::EndedBy;
 use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio, etc};
 use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
 use crate::container::orders::Orders;
@@ -181,8 +182,8 @@ enum Life {
 impl ContainerSandbox {
     fn take(&mut self, launched: Launched, ours: Option<Stdio>) -> Result<(), ContainerError> {
         let (process, terminal) = (Arc::clone(&launched.process), launched.terminal.clone());
-        self.remote =
-            Some(ContainerRemote { id: self.id.clone(), process, terminal, cgroup: Arc::clone(&self.cgroup) });
+        let (id, cgroup, ended_by) = (self.id.clone(), Arc::clone(&self.cgroup), Arc::default());
+        self.remote = Some(ContainerRemote { id, process, terminal, cgroup, ended_by });
         let terminal = launched.terminal.clone();
         self.life = Life::Created(launched);
         if let (Some(terminal), Some(stdio)) = (terminal, ours) {
@@ -257,7 +258,8 @@ impl Sandbox for ContainerSandbox {
         let (exit, reason) = match ended {
             Ok((ending, at_ns)) => {
                 self.moments.note(Moment::Exited, at_ns);
-                (exit_of(ending), None)
+                let ended_by = self.remote.as_ref().map(|remote| &remote.ended_by);
+                (exit_of(ended_by.map_or(ending, |by| by.told(ending))), None)
             }
             Err(error) => (Exit::SandboxFailed, Some(chain(&error))),
         };
@@ -290,11 +292,12 @@ struct ContainerRemote {
     process: Arc<OwnedFd>,
     terminal: Option<Arc<OwnedFd>>,
     cgroup: Arc<Cgroup>,
+    ended_by: Arc<EndedBy>,
 }
 
 impl Remote for ContainerRemote {
     fn signal(&self, signal: u8) -> Result<(), SandboxError> {
-        let sent = crate::sys::signals::send(self.process.as_fd(), signal);
+        let sent = self.ended_by.send(self.process.as_fd(), signal);
         if signal == SIGKILL {
             self.cgroup.kill().map_err(|e| wrapped("kill", &self.id, e.into()))?;
         }

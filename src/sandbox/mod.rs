@@ -7,6 +7,7 @@ pub mod etc;
 pub mod microvm;
 mod relay;
 pub mod shelf;
+mod signals;
 
 use std::os::fd::OwnedFd;
 

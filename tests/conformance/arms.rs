@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use duplex::sandbox::container::ContainerBackend;
+use duplex::sandbox::microvm::MicroVmBackend;
 use duplex::spec::Installation;
 
 use super::image::{self, OneFile};
@@ -20,13 +21,29 @@ fn program() -> PathBuf {
     COPY.path().join("duplex")
 }
 
+/// The built parts, copied for the same reason.
+fn parts() -> Result<&'static Path, Skip> {
+    static COPY: LazyLock<Result<tempfile::TempDir, Skip>> = LazyLock::new(|| {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/duplex");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("guest")).unwrap();
+        for part in ["duplex-vmm", "guest/vmlinux", "guest/initramfs.cpio"] {
+            let path = built.join(part);
+            std::fs::copy(&path, dir.path().join(part))
+                .map_err(|e| Skip(format!("{}: {e} (make build)", path.display())))?;
+        }
+        Ok(dir)
+    });
+    COPY.as_ref().map(tempfile::TempDir::path).map_err(|skip| Skip(skip.0.clone()))
+}
+
 /// Where everything is, with a state folder of its own.
-fn installation(state: &Path) -> Installation {
+fn installation(state: &Path, parts: &Path) -> Installation {
     let duplex = program();
     Installation {
-        monitor: PathBuf::new(),
-        kernel: PathBuf::new(),
-        initramfs: PathBuf::new(),
+        monitor: parts.join("duplex-vmm"),
+        kernel: parts.join("guest/vmlinux"),
+        initramfs: parts.join("guest/initramfs.cpio"),
         workloads: PathBuf::new(),
         store: state.join("store"),
         state: state.to_owned(),
@@ -49,6 +66,13 @@ pub(crate) fn runc() -> Result<Stage, Skip> {
 fn containers(adapt: impl FnOnce(ContainerBackend) -> ContainerBackend) -> Result<Stage, Skip> {
     let state = tempfile::tempdir().unwrap();
     let images = Arc::new(OneFile(image::path()?.to_owned()));
-    let backend = adapt(ContainerBackend::new(&installation(state.path()), images));
+    let backend = adapt(ContainerBackend::new(&installation(state.path(), Path::new("")), images));
+    Ok(Stage::new(Box::new(backend), state))
+}
+
+pub(crate) fn microvm() -> Result<Stage, Skip> {
+    let state = tempfile::tempdir().unwrap();
+    let images = Arc::new(OneFile(image::path()?.to_owned()));
+    let backend = MicroVmBackend::new(installation(state.path(), parts()?), images);
     Ok(Stage::new(Box::new(backend), state))
 }
