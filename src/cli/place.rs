@@ -110,6 +110,10 @@ pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, 
 
 /// What this host lacks, in words.
 fn lacking(context: &Context, needs: &Needs) -> Option<String> {
+    if needs.kvm && doctor::kvm_is_forbidden() {
+        let mend = KvmFinding::NoPermission.mend().unwrap_or_default();
+        return Some(format!("No permission on /dev/kvm (to mend it: {mend})"));
+    }
     if let Some(lacking) = doctor::lacking_for_containers() {
         return Some(format!("This host cannot run sandboxes ({lacking})"));
     }

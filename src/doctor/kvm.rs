@@ -96,6 +96,12 @@ pub fn kvm() -> KvmFinding {
     }
 }
 
+/// `/dev/kvm` is there and this user may not open it: what can be asked before every run.
+pub fn kvm_is_forbidden() -> bool {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    opened.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
 fn not_open(error: &io::Error, cpuinfo: &str) -> KvmFinding {
     match error.kind() {
         io::ErrorKind::PermissionDenied => KvmFinding::NoPermission,

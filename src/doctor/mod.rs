@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use checks::install;
 pub use facts::HostFacts;
-pub use kvm::{KvmFinding, kvm};
+pub use kvm::{KvmFinding, kvm, kvm_is_forbidden};
 pub use tools::{MissingTool, missing_for_lab};
 
 /// Where to look.

@@ -135,7 +135,7 @@ pub fn start(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Started,
         if super::inside() {
             return Err(LabError::Inside);
         }
-        if !rustix::process::geteuid().is_root() {
+        if !is_root() {
             return Err(LabError::NotRoot);
         }
         let missing = missing_for_lab(&settings.search, kernel::find(&settings.places.kernel).is_none());
@@ -156,6 +156,10 @@ pub fn start(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Started,
             }
         }
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Starts a keeper and follows it to its verdict.
@@ -193,6 +197,8 @@ pub(super) fn connect(places: &Places) -> Result<Option<UnixStream>, LabError> {
     let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        // Root's lab is root's alone.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !is_root() => return Err(LabError::NotRoot),
         Err(source) => return Err(LabError::State { path, source }),
     };
     let greeting =

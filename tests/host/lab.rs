@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -29,7 +30,8 @@ cases![
     a_crash_leaves_nothing,
     it_stops_when_idle,
     commands_behave_as_here,
-    no_qemu_is_told
+    no_qemu_is_told,
+    others_than_root_are_told
 ];
 
 /// A lab's folders; the lab itself is stopped with it.
@@ -313,4 +315,24 @@ fn no_qemu_is_told() {
     assert!(!output.status.success());
     assert!(said.contains("No QEMU for the lab") && said.contains("apt-get install"), "{said}");
     assert!(!lab.dir.path().join("lab").exists());
+}
+
+fn others_than_root_are_told() {
+    // A copy where anybody may run it.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("duplex");
+    fs::copy(env!("CARGO_BIN_EXE_duplex"), &program).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).args(words);
+        let output = command.env("DUPLEX_STATE", "/nonexistent").current_dir("/").output().unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = run(&["lab", "start"]);
+    assert!(said.contains("The lab needs root"), "{said}");
+    let said = run(&["run", "--isolation", "microvm", "workloads", "hello"]);
+    let closed = fs::metadata("/dev/kvm").is_ok_and(|m| m.permissions().mode() & 0o006 == 0);
+    assert!(!closed || said.contains("No permission on /dev/kvm"), "{said}");
 }
