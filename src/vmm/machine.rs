@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::assemble::{AssembleError, Machine, assemble};
 use super::bus::Bus;
@@ -26,6 +25,7 @@ use super::role::{EnterRole, Role};
 use super::vcpu::{self, Ending};
 use super::virtio::vsock::WaitingStreams;
 use crate::spec::{MachineEvent, MachineExit, MachineSpec, RequestToMonitor};
+use crate::sys::clock::monotonic_ns;
 
 /// How long the host may take to read what an orderly ended guest had sent, before it is dropped.
 const DELIVERY: Duration = Duration::from_secs(10);
@@ -47,13 +47,6 @@ pub enum RunError {
     Confine(#[source] io::Error),
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC.
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
-}
-
 /// An error and its causes, one text each.
 pub fn causes(error: &dyn Error) -> Vec<String> {
     let mut causes = vec![error.to_string()];
@@ -71,12 +64,10 @@ pub fn causes(error: &dyn Error) -> Vec<String> {
 /// [`RunError`]; it has been reported as [`MachineEvent::Failed`].
 pub fn run(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Result<MachineExit, RunError> {
     let result = run_to_end(spec, control, enter);
-    let event = match &result {
-        Ok(exit) => MachineEvent::Exited { exit: exit.clone(), at_ns: now_ns() },
-        Err(e) => MachineEvent::Failed { causes: causes(e) },
-    };
-    // A caller that is gone needs no report.
-    let _ = control.tell(&event);
+    if let Err(e) = &result {
+        // A caller that is gone needs no report.
+        let _ = control.tell(&MachineEvent::Failed { causes: causes(e) });
+    }
     result
 }
 
@@ -89,7 +80,7 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     ready_for_kicks().map_err(RunError::Events)?;
     let ending = Arc::new(Ending::new(wake.clone()));
     let Machine { vcpus, bus, waiting } = machine;
-    let _ = control.tell(&MachineEvent::Running { at_ns: now_ns() });
+    let _ = control.tell(&MachineEvent::Running { at_ns: monotonic_ns() });
     let mut threads = Vec::new();
     for (index, vcpu) in (0_u8..).zip(vcpus) {
         match vcpu::start(index, vcpu, bus.clone(), ending.clone(), enter.clone()) {
@@ -108,6 +99,8 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     if !matches!(exit, MachineExit::Killed) {
         server.deliver();
     }
+    // Told before the machine is taken apart, which takes a while. A caller that is gone needs no report.
+    let _ = control.tell(&MachineEvent::Exited { exit: exit.clone(), at_ns: monotonic_ns() });
     Ok(exit)
 }
 

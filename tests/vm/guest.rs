@@ -13,7 +13,13 @@ const EXIT_PORT: u16 = 0x5f0;
 const SHUTDOWN: u8 = 0x10;
 
 unsafe extern "C" {
-    fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
+    fn mount(
+        source: *const c_char,
+        target: *const c_char,
+        kind: *const c_char,
+        flags: c_ulong,
+        data: *const c_void,
+    ) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn connect(fd: c_int, addr: *const VsockAddr, len: u32) -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
@@ -87,9 +93,13 @@ fn hello() {
     let memory = fs::read_to_string("/proc/meminfo").unwrap();
     println!("cpus={cpus}");
     println!("{}", memory.lines().next().unwrap());
-    println!("clock={}", fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap().trim());
+    println!(
+        "clock={}",
+        fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap().trim()
+    );
     // All processors do work at once.
-    let threads: Vec<_> = (0..cpus).map(|n| std::thread::spawn(move || (0..2_000_000_u64).fold(n as u64, |a, b| a ^ b))).collect();
+    let threads: Vec<_> =
+        (0..cpus).map(|n| std::thread::spawn(move || (0..2_000_000_u64).fold(n as u64, |a, b| a ^ b))).collect();
     let sum = threads.into_iter().map(|t| t.join().unwrap()).fold(0, |a: u64, b| a.wrapping_add(b));
     println!("sum={sum}");
 }
@@ -108,7 +118,8 @@ fn disks() {
         expect_pattern(&buffer[..count], at);
         at += count as u64;
     }
-    let denied = OpenOptions::new().write(true).open("/dev/vda").and_then(|f| f.write_at(b"x", 0).and_then(|_| f.sync_all()));
+    let denied =
+        OpenOptions::new().write(true).open("/dev/vda").and_then(|f| f.write_at(b"x", 0).and_then(|_| f.sync_all()));
     println!("write={:?}", denied.map_err(|e| e.raw_os_error()));
     let rw = OpenOptions::new().read(true).write(true).open("/dev/vdb").unwrap();
     let data: Vec<u8> = (0..1 << 20).map(pattern).collect();

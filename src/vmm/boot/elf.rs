@@ -7,12 +7,13 @@ use std::os::fd::OwnedFd;
 
 use super::LoadError;
 use crate::spec::MIB;
-use crate::vmm::memory::{GuestRam, PAGE, place_file};
+use crate::vmm::memory::{GuestRam, copy_file, place_file};
 
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 const MOST_SEGMENTS: usize = 64;
 const PT_LOAD: u32 = 1;
+const PF_W: u32 = 2;
 const ET_EXEC: u16 = 2;
 const EM_X86_64: u16 = 62;
 /// `boot_flag` and `header` of a bzImage, at 0x1fe and 0x202 (Linux `Documentation/arch/x86/boot.rst`).
@@ -54,6 +55,8 @@ struct Segment {
     addr: u64,
     in_file: u64,
     in_memory: u64,
+    /// The kernel writes to it.
+    writable: bool,
 }
 
 /// What the file says about itself.
@@ -128,6 +131,7 @@ impl Image {
                 addr: u64_at(header, 24),
                 in_file: u64_at(header, 32),
                 in_memory: u64_at(header, 40),
+                writable: u32_at(header, 4) & PF_W != 0,
             };
             let inside = segment.offset.checked_add(segment.in_file).is_some_and(|end| end <= length);
             let ends = segment.addr.checked_add(segment.in_memory.max(segment.in_file));
@@ -156,17 +160,16 @@ impl Image {
         self.segments.iter().map(|s| s.addr + s.in_memory.max(s.in_file)).max().unwrap_or(0)
     }
 
-    /// Puts the kernel into memory: whole pages are mapped, the ends of segments copied. Memory is zero everywhere else already.
+    /// Puts the kernel into memory: code is mapped as far as it goes, and what the kernel will write to is copied, since each page of it would
+    /// be copied at the first write anyway, at the price of an exit. Memory is zero everywhere else already.
     ///
     /// # Errors
     /// If memory does not reach as far, or the file cannot be mapped.
     pub fn place(&self, ram: &GuestRam, file: &OwnedFd) -> Result<(), LoadError> {
         for segment in &self.segments {
-            let Segment { offset, addr, in_file, .. } = *segment;
-            // A segment that begins within a page shares it with its neighbour: copy up to the page's end, map from there.
-            let head = if addr % PAGE == offset % PAGE { (PAGE - addr % PAGE) % PAGE } else { 0 }.min(in_file);
-            place_file(ram, addr, file, offset, head)?;
-            place_file(ram, addr + head, file, offset + head, in_file - head)?;
+            let Segment { offset, addr, in_file, writable, .. } = *segment;
+            let place = if writable { copy_file } else { place_file };
+            place(ram, addr, file, offset, in_file)?;
         }
         Ok(())
     }
@@ -184,7 +187,7 @@ mod tests {
         file.into()
     }
 
-    /// An ELF file with these segments: (offset, address, bytes in file, bytes in memory).
+    /// An ELF file with these segments: (offset, address, bytes in file, bytes in memory). The first is read-only.
     fn elf(entry: u64, segments: &[(u64, u64, u64, u64)], length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length.max(HEADER)];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -197,6 +200,7 @@ mod tests {
         for (n, (offset, addr, in_file, in_memory)) in segments.iter().enumerate() {
             let header = &mut bytes[64 + n * 56..64 + (n + 1) * 56];
             header[..4].copy_from_slice(&PT_LOAD.to_le_bytes());
+            header[4] = if n == 0 { 5 } else { 6 };
             header[8..16].copy_from_slice(&offset.to_le_bytes());
             header[24..32].copy_from_slice(&addr.to_le_bytes());
             header[32..40].copy_from_slice(&in_file.to_le_bytes());
@@ -207,21 +211,29 @@ mod tests {
 
     #[test]
     fn segments_are_placed_mapped_or_not() {
-        let mut bytes = elf(MIB, &[(0x1000, MIB, 0x1800, 0x3000), (0x2810, MIB + 0x4810, 0x900, 0x900)], 0x4000);
+        // Code of more than one huge page, and data that begins within a page.
+        let code = (4_u64 << 20) + 0x800;
+        let data_at = 2 * MIB + code + 0x10;
+        let segments = [(0x1000, 2 * MIB, code, code), (0x1000 + code, data_at, 0x900, 0x3000)];
+        let mut bytes = elf(2 * MIB, &segments, 5 << 20);
         for (n, byte) in bytes[0x1000..].iter_mut().enumerate() {
             *byte = u8::try_from(n % 253).unwrap();
         }
         let kernel = file(&bytes);
         let image = Image::read(&kernel).unwrap();
-        assert_eq!((image.entry(), image.end()), (MIB, MIB + 0x5110));
-        let ram = crate::vmm::memory::reserve(2).unwrap();
+        assert_eq!((image.entry(), image.end()), (2 * MIB, data_at + 0x3000));
+        let ram = crate::vmm::memory::reserve(8).unwrap();
         image.place(&ram, &kernel).unwrap();
-        let mut memory = vec![0; 0x6000];
-        ram.read_slice(&mut memory, GuestAddress(MIB)).unwrap();
-        assert_eq!(memory[..0x1800], bytes[0x1000..0x2800]);
-        assert!(memory[0x1800..0x4810].iter().all(|b| *b == 0), "what is not in the file is zero");
-        assert_eq!(memory[0x4810..0x5110], bytes[0x2810..0x3110]);
-        assert!(memory[0x5110..].iter().all(|b| *b == 0));
+        let at = |addr: u64, len: u64| {
+            let mut memory = vec![0; usize::try_from(len).unwrap()];
+            ram.read_slice(&mut memory, GuestAddress(addr)).unwrap();
+            memory
+        };
+        let code = usize::try_from(code).unwrap();
+        assert!(at(2 * MIB, 4 * MIB + 0x800) == bytes[0x1000..0x1000 + code]);
+        assert!(at(data_at - 0x10, 0x10).iter().all(|b| *b == 0), "what is not in the file is zero");
+        assert!(at(data_at, 0x900) == bytes[0x1000 + code..0x1900 + code]);
+        assert!(at(data_at + 0x900, 0x2700).iter().all(|b| *b == 0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! 0x500    GDT            0x7000  zero page (boot_params)     0x9000   page tables
 //! 0x20000  command line   0x9fc00 MP table (reserved)         0x100000 memory above the legacy area
-//! kernel at its own physical address (16 MiB by default)      initramfs at the end of low memory
+//! kernel at its own physical address (16 MiB by default)      initramfs behind it, at the next huge page
 //! ```
 
 mod elf;
@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 pub use elf::{Image, ImageError};
 
 use super::kvm::{BootState, write_tables};
-use super::memory::{self, GuestRam, HOLE_BEGIN, MemoryError, PAGE, place_file};
+use super::memory::{self, GuestRam, HOLE_BEGIN, HUGE, MemoryError, place_file};
 use crate::spec::MIB;
 
 const ZERO_PAGE_ADDR: u64 = 0x7000;
@@ -26,7 +26,7 @@ const CMDLINE_ADDR: u64 = 0x2_0000;
 /// COMMAND_LINE_SIZE of x86, the closing zero byte included.
 const CMDLINE_MOST: usize = 2048;
 /// Memory above the kernel and twice the initramfs (packed and unpacked) below which Linux has been seen not to reach user space.
-const SLACK: u64 = 12 * MIB;
+const SLACK: u64 = 10 * MIB;
 
 /// Why a machine cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,8 @@ fn size(file: &OwnedFd) -> io::Result<u64> {
 /// [`LoadError::TooSmall`] with what would do.
 pub fn check_memory(image: &Image, initramfs: Option<&OwnedFd>, memory_mib: u32) -> Result<u64, LoadError> {
     let initramfs = initramfs.map_or(Ok(0), size).map_err(LoadError::Initramfs)?;
-    let needed = initramfs.saturating_mul(2).saturating_add(image.end()).saturating_add(SLACK);
+    let kernel_end = image.end().saturating_add(HUGE);
+    let needed = initramfs.saturating_mul(2).saturating_add(kernel_end).saturating_add(SLACK);
     if needed > (u64::from(memory_mib) * MIB).min(HOLE_BEGIN) {
         return Err(LoadError::TooSmall {
             memory_mib,
@@ -110,8 +111,8 @@ pub fn load(ram: &GuestRam, memory_mib: u32, payload: &Payload<'_>) -> Result<Bo
     let (kernel, image) = payload.kernel;
     let initramfs_len = check_memory(image, payload.initramfs, memory_mib)?;
     image.place(ram, kernel)?;
-    let low_end = (u64::from(memory_mib) * MIB).min(HOLE_BEGIN);
-    let initramfs_addr = (low_end - initramfs_len) / PAGE * PAGE;
+    // Not at the end of memory: the kernel takes its own early memory from there, which shall be huge pages.
+    let initramfs_addr = image.end().next_multiple_of(HUGE);
     if let Some(file) = payload.initramfs {
         place_file(ram, initramfs_addr, file, 0, initramfs_len)?;
     }

@@ -5,8 +5,10 @@
 //! | RAM ................ | MMIO hole  | RAM above 3 GiB ...
 //! ```
 //!
-//! RAM is anonymous private memory. Parts of files (the kernel, the initramfs) are laid over it with `MAP_PRIVATE | MAP_FIXED`: no byte is
-//! copied, clean pages are shared by all machines that map the same file, and the guest's writes stay its own.
+//! RAM is anonymous private memory. Large read-only parts of files (the kernel's code) are laid over it with `MAP_PRIVATE | MAP_FIXED`: no byte
+//! is copied, clean pages are shared by all machines that map the same file, and the guest's writes stay its own. Only whole [`HUGE`] ranges
+//! are mapped: a mapping within such a range would keep the host from backing the rest of it by one huge page, and each small page of it
+//! costs the guest an exit of its own at first touch, which is more than copying it.
 #![allow(unsafe_code)]
 
 mod file_io;
@@ -15,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestUsize};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestUsize};
 
 pub use file_io::{read_at, write_at};
 
@@ -28,8 +30,10 @@ pub type GuestRam = GuestMemoryMmap<()>;
 pub const HOLE_BEGIN: u64 = 3 << 30;
 /// First address behind the hole.
 pub const HOLE_END: u64 = 4 << 30;
-/// Size of a page, the unit in which files are mapped.
+/// Size of a page.
 pub const PAGE: u64 = 4096;
+/// Size of a huge page, the unit in which files are mapped.
+pub const HUGE: u64 = 2 << 20;
 
 /// Why memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -89,43 +93,44 @@ pub fn reserve(mib: u32) -> Result<GuestRam, MemoryError> {
     GuestRam::from_ranges(&ranges).map_err(|source| MemoryError::Reserve { mib, source })
 }
 
-/// Puts `len` bytes of a file at a guest address: whole pages are mapped if file and memory agree in their alignment, the rest is copied.
-/// Bytes past the file's end are an error.
+/// Puts `len` bytes of a file at a guest address: whole huge-page ranges are mapped if file and memory agree in their alignment, the rest is
+/// copied. Bytes past the file's end are an error.
 ///
 /// # Errors
 /// [`MemoryError`] if the range is not in one piece of RAM, the file is too short or cannot be mapped or read.
 pub fn place_file(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> Result<(), MemoryError> {
-    let aligned = addr.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE);
-    let mapped = if aligned { len - len % PAGE } else { 0 };
-    if mapped > 0 {
-        map_pages(ram, addr, file, offset, mapped).map_err(|source| MemoryError::Map {
-            addr,
-            offset,
-            len: mapped,
-            source,
-        })?;
+    let begin = addr.checked_next_multiple_of(HUGE).unwrap_or(u64::MAX);
+    let end = addr.saturating_add(len) / HUGE * HUGE;
+    let (head, mapped) = (begin - addr, end.saturating_sub(begin));
+    if mapped == 0 || addr % PAGE != offset % PAGE {
+        return copy_file(ram, addr, file, offset, len);
     }
-    copy_file(ram, addr + mapped, file, offset + mapped, len - mapped).map_err(|source| MemoryError::Read {
-        addr: addr + mapped,
-        offset: offset + mapped,
-        len: len - mapped,
+    copy_file(ram, addr, file, offset, head)?;
+    map_pages(ram, begin, file, offset + head, mapped).map_err(|source| MemoryError::Map {
+        addr: begin,
+        offset: offset + head,
+        len: mapped,
         source,
-    })
+    })?;
+    let done = head + mapped;
+    copy_file(ram, addr + done, file, offset + done, len - done)
 }
 
-fn copy_file(ram: &GuestRam, mut addr: u64, file: &impl AsFd, mut offset: u64, mut len: u64) -> io::Result<()> {
-    let mut buffer = vec![0_u8; 64 << 10];
-    while len > 0 {
-        let want = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
-        let got = rustix::io::pread(file, &mut buffer[..want], offset)?;
-        if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        ram.write_slice(&buffer[..got], GuestAddress(addr)).map_err(io::Error::other)?;
-        let got = got as u64;
-        (addr, offset, len) = (addr + got, offset + got, len - got);
+/// Reads `len` bytes of a file straight into guest memory.
+///
+/// # Errors
+/// [`MemoryError::Read`] if the range is not in RAM, or the file is too short or cannot be read.
+pub fn copy_file(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> Result<(), MemoryError> {
+    let copy = || {
+        let count = usize::try_from(len).map_err(io::Error::other)?;
+        let pieces: Result<Vec<_>, _> = ram.get_slices(GuestAddress(addr), count).collect();
+        let read = read_at(file, &pieces.map_err(io::Error::other)?, offset)?;
+        if read == count { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    };
+    if len == 0 {
+        return Ok(());
     }
-    Ok(())
+    copy().map_err(|source| MemoryError::Read { addr, offset, len, source })
 }
 
 fn map_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> io::Result<()> {
@@ -162,6 +167,7 @@ fn map_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64)
 mod tests {
     use super::*;
     use std::io::Write;
+    use vm_memory::Bytes;
 
     fn file(bytes: &[u8]) -> std::fs::File {
         let mut file = tempfile::tempfile().unwrap();
@@ -181,42 +187,33 @@ mod tests {
     }
 
     #[test]
-    fn an_aligned_file_is_mapped_and_its_tail_copied() {
-        let bytes = pattern(3 * 4096 + 100);
+    fn huge_ranges_are_mapped_and_the_ends_copied() {
+        let bytes = pattern(5 << 20);
         let file = file(&bytes);
-        let ram = reserve(1).unwrap();
-        place_file(&ram, 0x4000, &file, 0, bytes.len() as u64).unwrap();
-        let mut read = vec![0; bytes.len() + 1];
-        ram.read_slice(&mut read, GuestAddress(0x4000)).unwrap();
-        assert_eq!(read[..bytes.len()], bytes);
-        assert_eq!(read[bytes.len()], 0, "behind the file's end memory stays zero");
-        ram.write_slice(b"guest", GuestAddress(0x4000)).unwrap();
-        let mut first = [0; 5];
-        rustix::io::pread(&file, &mut first, 0).unwrap();
-        assert_eq!(first, bytes[..5], "the guest's writes do not reach the file");
-    }
-
-    #[test]
-    fn an_unaligned_file_is_copied() {
-        let bytes = pattern(9000);
-        let file = file(&bytes);
-        let ram = reserve(1).unwrap();
-        place_file(&ram, 0x4000, &file, 10, 8000).unwrap();
-        let mut read = vec![0; 8000];
-        ram.read_slice(&mut read, GuestAddress(0x4000)).unwrap();
-        assert_eq!(read, bytes[10..8010]);
+        for (addr, offset) in [(HUGE, 0), (HUGE + 0x3000, 0x1000), (HUGE - 0x5000, 0x7000), (HUGE + 5, 6)] {
+            let ram = reserve(10).unwrap();
+            let len = bytes.len() - usize::try_from(offset).unwrap();
+            place_file(&ram, addr, &file, offset, len as u64).unwrap();
+            let mut read = vec![0; len + 1];
+            ram.read_slice(&mut read, GuestAddress(addr)).unwrap();
+            assert!(read[..len] == bytes[bytes.len() - len..], "at {addr:#x}");
+            assert_eq!(read[len], 0, "behind the file's end memory stays zero");
+            ram.write_slice(&vec![0; len], GuestAddress(addr)).unwrap();
+        }
+        let mut still = vec![0; bytes.len()];
+        rustix::io::pread(&file, &mut still[..], 0).unwrap();
+        assert!(still == bytes, "the guest's writes do not reach the file");
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let file = file(&pattern(8192));
-        let ram = reserve(1).unwrap();
-        assert!(matches!(place_file(&ram, 0, &file, 0, 12288), Err(MemoryError::Map { .. })), "file too short");
-        assert!(
-            matches!(place_file(&ram, MIB - 4096, &file, 0, 8192), Err(MemoryError::Map { .. })),
-            "memory too short"
-        );
-        assert!(matches!(place_file(&ram, 2 * MIB, &file, 0, 4096), Err(MemoryError::Map { .. })), "outside memory");
-        assert!(matches!(place_file(&ram, 1, &file, 8000, 300), Err(MemoryError::Read { .. })), "tail past the end");
+        let file = file(&pattern(3 << 20));
+        let ram = reserve(4).unwrap();
+        let refused = |addr, offset, len| place_file(&ram, addr, &file, offset, len).unwrap_err();
+        assert!(matches!(refused(0, 0, 4 * MIB), MemoryError::Map { .. }), "mapped beyond the file's end");
+        assert!(matches!(refused(1, 3 * MIB - 8, 9), MemoryError::Read { .. }), "copied beyond the file's end");
+        assert!(matches!(refused(4 * MIB - 4096, 0, 8192), MemoryError::Read { .. }), "memory ends within");
+        assert!(matches!(refused(4 * MIB, 0, HUGE), MemoryError::Map { .. }), "outside memory");
+        assert!(matches!(refused(u64::MAX - 10, 0, 100), MemoryError::Read { .. }), "nowhere");
     }
 }

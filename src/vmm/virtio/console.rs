@@ -113,3 +113,6 @@ fn write_ready(output: &OwnedFd, rest: &mut Area<'_>, written: &mut u64) -> bool
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,3 +48,33 @@ fn fill(area: &Area<'_>) -> u32 {
     let got = rustix::rand::getrandom(&mut *wanted, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
     u32::try_from(area.write(wanted.get(..got).unwrap_or(&[]))).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::{Buffer, Driver};
+    use super::*;
+
+    #[test]
+    fn buffers_are_filled_up_to_a_limit() {
+        let mut driver = Driver::ready(0, |_| Rng);
+        let (_, places) = driver.send(0, &[Buffer::In(3000), Buffer::In(3000)]);
+        assert_eq!(driver.take_used(0), Some((0, 4096)));
+        assert_ne!(driver.bytes(places[1], 1096)[1000..], [0; 96]);
+        assert_eq!(driver.bytes(places[1] + 1096, 1000), [0; 1000], "not written beyond what is told");
+    }
+
+    #[test]
+    fn a_chain_without_room_gets_nothing() {
+        let mut driver = Driver::ready(0, |_| Rng);
+        driver.send(0, &[Buffer::Out(b"abc")]);
+        assert_eq!(driver.take_used(0), Some((0, 0)));
+    }
+
+    #[test]
+    fn two_buffers_differ() {
+        let mut driver = Driver::ready(0, |_| Rng);
+        let (_, first) = driver.send(0, &[Buffer::In(32)]);
+        let (_, second) = driver.send(0, &[Buffer::In(32)]);
+        assert_ne!(driver.bytes(first[0], 32), driver.bytes(second[0], 32));
+    }
+}
