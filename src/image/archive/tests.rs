@@ -316,6 +316,19 @@ fn the_embedded_image_is_there_on_first_use_and_follows_its_archive() {
 }
 
 #[test]
+fn no_piece_of_a_disk_is_empty() {
+    let base = layer(&[("etc/base", b"from the base")], Compression::None);
+    let whiteout = layer(&[("etc/.wh.other", b""), ("etc/empty", b"")], Compression::None);
+    let nothing = layer(&[], Compression::Gzip);
+    let image = image("e", &[base, whiteout, nothing]);
+    let bench = bench();
+    bench.load(&bench.file("e.tar", &archive(&layout(&[(&image, tag("1"))]))));
+    bench.check("e:1", &image);
+    let disk = bench.store.resolve(&"e:1".parse().unwrap()).unwrap().disk;
+    assert_eq!(disk.pieces[1..].iter().map(|p| p.len).collect::<Vec<_>>(), [4096, 4096, 4096]);
+}
+
+#[test]
 fn a_load_that_fails_halfway_keeps_what_was_there() {
     let (good, mut bad) = (small("g"), small("b"));
     let bench = bench();

@@ -1,7 +1,6 @@
 //! The layers of one image, two at a time.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use super::{IngestError, PlannedLayer, Source, Verified, budget, error, write_tree};
 use crate::image::layer::convert;
 use crate::image::progress::{Event, Progress};
-use crate::image::store::{LayerRecord, Writer};
+use crate::image::store::{LayerRecord, StoreError, Writer};
 
 /// Layers in work at once: one waits for the network while the other is converted.
 const WORKERS: usize = 2;
@@ -17,6 +16,8 @@ const WORKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long such a wait may be before it is told.
 const QUIET: Duration = Duration::from_millis(100);
+/// Shortest data blob, in bytes: one block.
+const BLOCK: u64 = 4096;
 /// Bytes between two reports of progress.
 const REPORT: u64 = 256 << 10;
 
@@ -121,8 +122,12 @@ impl Work<'_> {
             let (expected, found) = (layer.diff_id.clone(), converted.diff_id);
             return Err(IngestError::WrongDiffId { what, expected, found });
         }
-        let tree_len = write_tree(&converted.tree, &draft.tree, Path::new("tree"))?;
-        let record = LayerRecord { diff_id: converted.diff_id, data_len: converted.data_len, tree_len };
+        let tree_len = write_tree(&converted.tree, &draft.tree, &draft.path("tree"))?;
+        // A layer without file contents gets one block that nothing refers to (a hole, no bytes on disk): neither a disk's extent nor a loop
+        // device can be empty, and each slot of the device table needs its file.
+        let data_len = converted.data_len.max(BLOCK);
+        draft.data.set_len(data_len).map_err(StoreError::io("set length of", draft.path("data")))?;
+        let record = LayerRecord { diff_id: converted.diff_id, data_len, tree_len };
         Ok(self.writer.publish_layer(&draft, &record)?)
     }
 }

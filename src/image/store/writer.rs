@@ -61,6 +61,13 @@ impl Store {
     }
 }
 
+impl LayerDraft {
+    /// Path of `data` or `tree`, for messages.
+    pub(in crate::image) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
 impl Writer<'_> {
     /// The store that is written to.
     pub(in crate::image) fn store(&self) -> &Store {
