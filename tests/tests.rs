@@ -12,6 +12,8 @@ mod erofs_images;
 mod erofs_reader;
 #[path = "offline/hostile_archives.rs"]
 mod hostile_archives;
+#[path = "offline/kernel_manifest.rs"]
+mod kernel_manifest;
 #[path = "offline/layers.rs"]
 mod layers;
 #[path = "offline/style.rs"]
