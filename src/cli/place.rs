@@ -87,16 +87,32 @@ enum PlaceError {
     Run(RunError),
 }
 
-/// Runs this very command line in the lab if this host cannot do it: the exit code if so. Costs nothing in the lab itself, and little on a good host.
-pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, Failure> {
+/// Where a verb does its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On this host.
+    Here,
+    /// In the lab, for this reason.
+    Lab(String),
+}
+
+/// Decides. Costs nothing in the lab itself, and little on a good host.
+pub(crate) fn decide(context: &Context, needs: &Needs) -> Result<Place, Failure> {
     if context.environment.in_lab {
-        return Ok(None);
+        return Ok(Place::Here);
     }
-    let Some(reason) = lacking(context, needs) else { return Ok(None) };
-    if context.no_lab() {
-        let mend = "'duplex doctor' says how to mend this host; without --no-lab the lab does the work";
-        return Err(Failure::new(needs.code, PlaceError::NoLab(reason)).mended_by(mend));
+    match lacking(context, needs) {
+        None => Ok(Place::Here),
+        Some(reason) if context.no_lab() => {
+            let mend = "'duplex doctor' says how to mend this host; without --no-lab the lab does the work";
+            Err(Failure::new(needs.code, PlaceError::NoLab(reason)).mended_by(mend))
+        }
+        Some(reason) => Ok(Place::Lab(reason)),
     }
+}
+
+/// Runs this very command line in the lab: the exit code. The lab has no network, so images are in the store before.
+pub(crate) fn go(context: &Context, needs: &Needs, reason: String) -> Result<u8, Failure> {
     note(&format!("{reason}: working in the lab, on emulated hardware"));
     let settings = settings(context);
     lab::start(&settings, &mut |step| note(step))
@@ -105,7 +121,7 @@ pub(crate) fn elsewhere(context: &Context, needs: &Needs) -> Result<Option<u8>, 
     if let Some(first) = argv.first_mut() {
         *first = context.installation.duplex.clone().into();
     }
-    in_lab(context, &settings.places, argv, needs).map(Some)
+    in_lab(context, &settings.places, argv, needs)
 }
 
 /// What this host lacks, in words.

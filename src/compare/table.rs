@@ -91,7 +91,7 @@ fn wrapped(line: &str, indent: &str) -> Vec<String> {
 fn figures(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
-    table.set_header(["", base.arm.name.as_str(), arm.arm.name.as_str(), "ratio (99 % interval)", "verdict"]);
+    table.set_header(["", base.arm.name.as_str(), arm.arm.name.as_str(), "ratio [99 %]", "verdict"]);
     let find = |figure: &str| record.comparisons.iter().find(|c| c.arm == arm.arm.name && c.figure == figure);
     let mut row = |name: &str, values: [Option<Spread>; 2], show: fn(f64) -> String, figure: &str| {
         let [a, b] = values.map(|v| v.map_or_else(|| "-".to_owned(), |s| spread(&s, show)));
@@ -139,7 +139,7 @@ fn label(phase: Phase) -> &'static str {
     match phase {
         Phase::Process => "our process",
         Phase::Image => "image",
-        Phase::Setup => "machine or namespaces",
+        Phase::Setup => "machine/namespaces",
         Phase::Kernel => "guest kernel",
         Phase::Launch => "mounts and exec",
         Phase::FirstByte => "first byte",
@@ -152,18 +152,23 @@ fn memory_label(kind: &str) -> &str {
     match kind {
         "idle" => "memory, idle",
         "peak" => "memory, highest",
-        "cgroup_peak" => "memory, cgroup's peak",
+        "cgroup_peak" => "memory, cgroup peak",
         other => other,
     }
 }
 
 fn spread(spread: &Spread, show: fn(f64) -> String) -> String {
-    format!("{} ±{}", show(spread.median), show(spread.mad))
+    if spread.n == 1 { show(spread.median) } else { format!("{} ±{}", show(spread.median), amount(&show(spread.mad))) }
+}
+
+/// A quantity without its unit where that is the unit of times above a millisecond, which the quantity before it has shown.
+fn amount(shown: &str) -> &str {
+    shown.strip_suffix(" ms").unwrap_or(shown)
 }
 
 fn ratio(compared: &Comparison) -> String {
     let ratio = &compared.ratio;
-    format!("{} ({} to {})", times(ratio.ratio), times(ratio.low), times(ratio.high))
+    format!("{} [{}, {}]", times(ratio.ratio), times(ratio.low), times(ratio.high))
 }
 
 /// Three digits that matter.

@@ -12,26 +12,30 @@ use signal_hook::iterator::Signals;
 use crate::cli::args::{CompareArgs, Format};
 use crate::cli::fail::{Code, Failure, failed};
 use crate::cli::output::{bar, note, print, print_json, say};
-use crate::cli::{Context, engine, place};
+use crate::cli::place::{self, Needs, Place};
+use crate::cli::{Context, engine};
 use crate::compare::{
     ArmError, Build, CompareError, Given, Plan, Record, Spawner, Step, arms, compare as run_plan, host_facts, table,
 };
-use crate::image::{Reference, ResolveError};
+use crate::image::Reference;
 use crate::spec::{Installation, Isolation};
 
 /// Measures the arms against each other.
 pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failure> {
     let arms = arms(&args.arms).map_err(|e: ArmError| Failure::new(Code::Duplex, e))?;
-    if let Some(code) = place::elsewhere(context, &place::Needs::of_compare(args, &arms))? {
-        return Ok(code);
-    }
+    let needs = Needs::of_compare(args, &arms);
+    let place = place::decide(context, &needs)?;
     let store = engine::store(&context.installation).map_err(failed)?;
     let reference: Reference = args.image.parse().map_err(failed)?;
-    let image = match store.resolve(&reference) {
-        Err(ResolveError::Unknown { .. }) => super::pull::fetch(&store, &reference).map_err(failed)?,
-        other => other.map_err(failed)?,
+    let image = if context.environment.in_lab {
+        store.resolve(&reference).map_err(failed)?
+    } else {
+        super::pull::resolve_or_fetch(&store, &reference).map_err(failed)?
     };
     let _lease = store.hold(&image).map_err(failed)?;
+    if let Place::Lab(reason) = place {
+        return place::go(context, &needs, reason);
+    }
     let plan = Plan {
         arms,
         reference: args.image.clone(),
@@ -117,8 +121,8 @@ fn disk_bytes(parts: &Installation, image: u64) -> BTreeMap<Isolation, BTreeMap<
             Isolation::MicroVm,
             present([
                 ("image", Some(image)),
-                ("guest kernel", of(&parts.kernel)),
-                ("initial RAM file system", of(&parts.initramfs)),
+                ("kernel", of(&parts.kernel)),
+                ("initramfs", of(&parts.initramfs)),
                 ("monitor", of(&parts.monitor)),
             ]),
         ),

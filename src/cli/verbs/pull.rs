@@ -37,14 +37,26 @@ pub(crate) enum FetchError {
     Resolve(#[from] ResolveError),
 }
 
-/// Fetches an image that the store does not have.
+/// An image from the store, or from its registry if the store does not have it.
+pub(crate) fn resolve_or_fetch(store: &Store, reference: &Reference) -> Result<Image, FetchError> {
+    match store.resolve(reference) {
+        Err(ResolveError::Unknown { .. }) => {
+            note(&format!("image '{reference}' is not here: fetching it"));
+            fetch(store, reference)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// An image from its registry. The embedded one is never fetched.
 pub(crate) fn fetch(store: &Store, reference: &Reference) -> Result<Image, FetchError> {
-    note(&format!("image '{reference}' is not here: fetching it"));
     let watch = Watch::new(false);
     let pulled = store.pull(reference, &RegistryOptions::default(), &watch);
     drop(watch);
-    pulled?;
-    Ok(store.resolve(reference)?)
+    match pulled {
+        Ok(_) | Err(PullError::Embedded(_)) => Ok(store.resolve(reference)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shows how far a pull or load is: a bar for bytes on a terminal, a line per layer elsewhere.

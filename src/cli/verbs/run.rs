@@ -7,10 +7,11 @@ use crate::cli::args::{PullPolicy, RunArgs};
 use crate::cli::fail::{Failure, run_failed};
 use crate::cli::meaning::{ImageDefaults, MeaningError, Surroundings, sandbox};
 use crate::cli::output::note;
+use crate::cli::place::{self, Needs, Place};
 use crate::cli::signals::Proxy;
-use crate::cli::{Context, engine, environment, place, streams, terminal};
+use crate::cli::{Context, engine, environment, streams, terminal};
 use crate::compare::Trace;
-use crate::image::{Image, ImageConfig, Lease, Reference, ResolveError};
+use crate::image::{Image, ImageConfig, Lease, Reference};
 use crate::spec::{Exit, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec};
 use crate::sys::clock::monotonic_ns;
 
@@ -19,12 +20,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
     if args.interactive && args.tty && !terminal::stdin_is_terminal() {
         return Err(run_failed(MeaningError::NotATerminal));
     }
-    if let Some(code) = place::elsewhere(context, &place::Needs::of_run(args))? {
-        return Ok(code);
-    }
+    let needs = Needs::of_run(args);
+    let place = place::decide(context, &needs)?;
     let (image, lease) = image(context, args)?;
     let ready = monotonic_ns();
     let spec = spec(args, &image)?;
+    if let Place::Lab(reason) = place {
+        return place::go(context, &needs, reason);
+    }
     let (outcome, moments, usage) = live(context, &spec, &image)?;
     drop(lease);
     let mut all = Moments::default();
@@ -50,14 +53,12 @@ fn image(context: &Context, args: &RunArgs) -> Result<(Image, Lease), Failure> {
     let name = args.image_and_command.first().map_or("", String::as_str);
     let reference: Reference = name.parse().map_err(run_failed)?;
     let store = engine::store(&context.installation).map_err(run_failed)?;
-    if args.pull == PullPolicy::Always {
-        super::pull::fetch(&store, &reference).map_err(run_failed)?;
-    }
-    let image = match store.resolve(&reference) {
-        Err(ResolveError::Unknown { .. }) if args.pull == PullPolicy::Missing => {
-            super::pull::fetch(&store, &reference).map_err(run_failed)?
-        }
-        other => other.map_err(run_failed)?,
+    // The lab has no network; who sent us there has seen to the image.
+    let policy = if context.environment.in_lab { PullPolicy::Never } else { args.pull };
+    let image = match policy {
+        PullPolicy::Always => super::pull::fetch(&store, &reference).map_err(run_failed)?,
+        PullPolicy::Missing => super::pull::resolve_or_fetch(&store, &reference).map_err(run_failed)?,
+        PullPolicy::Never => store.resolve(&reference).map_err(run_failed)?,
     };
     let lease = store.hold(&image).map_err(run_failed)?;
     Ok((image, lease))
@@ -143,7 +144,7 @@ fn tell(outcome: &Outcome, spec: &SandboxSpec) {
     if let Some(reason) = &outcome.reason {
         note(reason);
     }
-    if outcome.oom {
+    if outcome.oom && outcome.reason.is_none() {
         let limit = spec.limits.memory.map_or_else(String::new, |m| format!(" (limit: {m})"));
         note(&format!("a process was killed for want of memory{limit}; --memory gives more"));
     }
