@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::MicroVmError;
 use crate::image::RootDisk;
 use crate::spec::{
-    DiskSpec, ExtentSpec, Installation, MachineSpec, MemorySize, SandboxSpec, SpecFd, VsockSpec, VsockStream,
+    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, SandboxSpec, SpecFd, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 
@@ -77,7 +77,7 @@ pub(super) fn build(
     root: &RootDisk,
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
-    let (memory_mib, vcpus) = size(spec)?;
+    let (memory_mib, vcpus) = size(&spec.limits)?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(MicroVmError::Kvm)?;
     let kvm = fds.add(kvm)?;
     let kernel = fds.add(open("guest kernel", spec.kernel.as_ref().unwrap_or(&installation.kernel))?)?;
@@ -123,13 +123,13 @@ impl Machine {
 }
 
 /// Memory in MiB and vCPUs.
-fn size(spec: &SandboxSpec) -> Result<(u32, u8), MicroVmError> {
-    let memory = spec.limits.memory.unwrap_or(DEFAULT_MEMORY);
+fn size(limits: &Limits) -> Result<(u32, u8), MicroVmError> {
+    let memory = limits.memory.unwrap_or(DEFAULT_MEMORY);
     if memory.mib_ceil() < SMALLEST_MEMORY_MIB {
         return Err(MicroVmError::MemoryTooSmall { asked: memory, least: SMALLEST_MEMORY_MIB });
     }
     let memory_mib = u32::try_from(memory.mib_ceil()).map_err(|_| MicroVmError::MemoryTooLarge(memory))?;
-    let vcpus = spec.limits.cpus.map_or(1, |c| c.ceil());
+    let vcpus = limits.cpus.map_or(1, |c| c.ceil());
     if !(1..=MOST_VCPUS).contains(&vcpus) {
         return Err(MicroVmError::TooManyCpus { asked: vcpus, most: MOST_VCPUS });
     }
@@ -160,4 +160,24 @@ fn in_memory(machine: &MachineSpec) -> Result<File, MicroVmError> {
     file.write_all(&bytes).map_err(MicroVmError::Resource)?;
     std::io::Seek::rewind(&mut file).map_err(MicroVmError::Resource)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Cpus, MIB};
+
+    #[test]
+    fn machines_have_a_least_and_a_most() {
+        let of = |memory: Option<u64>, cpus: Option<u32>| {
+            size(&Limits { memory: memory.map(MemorySize), cpus: cpus.map(Cpus), pids: None })
+        };
+        assert!(matches!(of(None, None), Ok((512, 1))));
+        assert!(matches!(of(Some(64 * MIB + 1), Some(1500)), Ok((65, 2))));
+        assert!(matches!(of(Some(SMALLEST_MEMORY_MIB * MIB), Some(8000)), Ok((_, 8))));
+        assert!(matches!(of(Some(SMALLEST_MEMORY_MIB * MIB - MIB), None), Err(MicroVmError::MemoryTooSmall { .. })));
+        assert!(matches!(of(Some(u64::MAX), None), Err(MicroVmError::MemoryTooLarge(_))));
+        assert!(matches!(of(None, Some(8001)), Err(MicroVmError::TooManyCpus { asked: 9, most: 8 })));
+        assert!(matches!(of(None, Some(0)), Err(MicroVmError::TooManyCpus { .. })));
+    }
 }
