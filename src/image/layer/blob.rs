@@ -5,10 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::image::tar::Refusal;
 use crate::image::tree::{Run, Sparse};
 
-use super::{LayerError, Misplaced};
+use super::LayerError;
 
 /// Size of a block in bytes.
 const BLOCK_LEN: usize = 4096;
@@ -44,11 +43,7 @@ impl<'a> Blob<'a> {
     pub(super) fn reserve(&self, len: u64) -> Result<(), LayerError> {
         match self.address().checked_add(len).filter(|end| *end <= self.limit) {
             Some(_) => Ok(()),
-            None => Err(LayerError::Entry {
-                path: "(contents of all files)".into(),
-                at: self.address(),
-                source: Misplaced::Refused(Refusal::Exceeds("data_bytes", self.limit)),
-            }),
+            None => Err(LayerError::TooMuchData { limit: self.limit }),
         }
     }
 

@@ -57,6 +57,12 @@ pub enum LayerError {
         #[source]
         source: Misplaced,
     },
+    /// The contents of all files, holes included, are more than allowed.
+    #[error("The layer's data is more than {limit} bytes (limit data_bytes = {limit})")]
+    TooMuchData {
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The data blob cannot be written.
     #[error("Cannot write the layer's data at byte {at}")]
     Write {
