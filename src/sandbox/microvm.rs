@@ -111,8 +111,14 @@ pub enum MicroVmError {
         source: io::Error,
     },
     /// The monitor could not build the machine.
-    #[error("The monitor could not start the machine")]
-    Machine(#[source] Cause),
+    #[error("The monitor could not start a machine with the kernel {kernel}")]
+    Machine {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// What the monitor says.
+        #[source]
+        source: Cause,
+    },
     /// The guest kernel or the agent takes too long.
     #[error("The guest's agent has not spoken {} s after the machine started: --kernel-log FILE shows how far the guest kernel came", .0.as_secs())]
     Silent(Duration),
@@ -183,6 +189,7 @@ impl MicroVmBackend {
         Ok(MicroVm {
             slot: Some(slot),
             spec: spec.clone(),
+            kernel: spec.kernel.clone().unwrap_or_else(|| self.installation.kernel.clone()),
             boot_deadline: self.boot_deadline,
             ready: Some(ready),
             life: None,
@@ -239,6 +246,7 @@ struct Ready {
 #[derive(Debug)]
 struct MicroVm {
     spec: SandboxSpec,
+    kernel: PathBuf,
     boot_deadline: Duration,
     ready: Option<Ready>,
     life: Option<Life>,
@@ -268,7 +276,11 @@ impl MicroVm {
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
         drop(machine);
         let life = self.life.insert(Life::new(agent, monitor, Arc::clone(&self.reach)));
-        life.until_started(&self.spec, self.boot_deadline, &mut self.moments)
+        life.until_started(&self.spec, self.boot_deadline, &mut self.moments)?;
+        match life.why_not_made() {
+            Some(source) => Err(MicroVmError::Machine { kernel: self.kernel.clone(), source }),
+            None => Ok(()),
+        }
     }
 
     fn finish(&mut self) -> Result<Outcome, MicroVmError> {

@@ -37,7 +37,7 @@ impl Life {
         Self { agent, monitor, reach, evidence, greeted: false, started: false, agent_gone: false, gone: false }
     }
 
-    /// Waits until the command runs or never will. The machine's failure to come into being is an error; its end on the way is an outcome.
+    /// Waits until the command runs or never will: a machine that is never made ([`Life::why_not_made`]) or ends on the way is no error here.
     pub(super) fn until_started(
         &mut self,
         spec: &SandboxSpec,
@@ -56,9 +56,14 @@ impl Life {
                 self.agent.start(start_message(spec)?)?;
             }
         }
+        Ok(())
+    }
+
+    /// Why there is no machine, if the monitor could not make it.
+    pub(super) fn why_not_made(&self) -> Option<Cause> {
         match &self.evidence.machine {
-            Some(MachineEnd::Failed(causes)) => Err(MicroVmError::Machine(Cause::chain(causes))),
-            _ => Ok(()),
+            Some(MachineEnd::Failed(causes)) => Some(Cause::chain(causes)),
+            _ => None,
         }
     }
 
