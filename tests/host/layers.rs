@@ -24,6 +24,8 @@ use crate::tarball::{Header, Tarball};
 
 const MOUNT: &[Need] = &[Need::Root, Need::Program("mount"), Need::Program("fsck.erofs")];
 const MOUNT_AND_TAR: &[Need] = &[Need::Root, Need::Program("mount"), Need::Program("fsck.erofs"), Need::Program("tar")];
+const UMOCI: &[Need] =
+    &[Need::Root, Need::Outside, Need::Program("mount"), Need::Program("fsck.erofs"), Need::Program("umoci")];
 const DEBIAN: &[Need] = &[
     Need::Root,
     Need::Outside,
@@ -43,9 +45,10 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "layers::the_three_ways_to_mount_agree", needs: MOUNT, run: the_three_ways_to_mount_agree },
     Case {
         name: "layers::stacked_layers_as_umoci_unpacks_them",
-        needs: DEBIAN,
+        needs: UMOCI,
         run: stacked_layers_as_umoci_unpacks_them,
     },
+    Case { name: "layers::a_layer_that_umoci_packed", needs: UMOCI, run: a_layer_that_umoci_packed },
     Case { name: "layers::debian_as_umoci_and_tar_unpack_it", needs: DEBIAN, run: debian_as_umoci_and_tar_unpack_it },
     Case {
         name: "layers::large_directories_links_and_sparse_files",
@@ -249,12 +252,12 @@ fn untarred(archive: &[u8]) -> BTreeMap<PathBuf, Facts> {
 fn everything() -> Vec<u8> {
     let mut tar = Tarball::default();
     tar.pax(b'g', &[("comment", b"a global header")]);
-    tar.0.extend(features());
-    tar.0
+    tar.0.extend(features().0);
+    tar.end()
 }
 
 /// The same without what umoci does not know.
-fn features() -> Vec<u8> {
+fn features() -> Tarball {
     let mut tar = Tarball::default();
     let long = format!("long/{}/{}", "n".repeat(200), "m".repeat(255));
     tar.dir("./").dir("etc/").dir("empty").dir("long");
@@ -289,7 +292,7 @@ fn features() -> Vec<u8> {
     // A later entry replaces an earlier one; a directory keeps what is in it.
     tar.file("twice", b"first").file("twice", b"second").entry(Header::new(b'5', b"etc", 0).octal(100, 8, 0o700), b"");
     tar.file("was-file", b"x").symlink("was-file", "now-link");
-    tar.end()
+    tar
 }
 
 /// A directory that is only implied has no time in the archive, and making it changes that of the one above it.
@@ -461,7 +464,7 @@ fn stacked_layers_as_umoci_unpacks_them() -> Verdict {
     upper.dir("opaque").file("opaque/.wh..wh..opq", b"").file("opaque/new", b"new").file(".wh.gone", b"");
     upper.dir("to-dir").file("to-dir/x", b"x").file("to-file", b"now a file").file(".wh.a", b"").file("kept/y", b"y");
     upper.file(".wh.never-there", b"").symlink("etc/mtab", "/proc/mounts").file("gone", b"a file now");
-    let layers = [features(), middle.end(), upper.end()];
+    let layers = [features().end(), middle.end(), upper.end()];
     let made = make(&layers.each_ref().map(|l| (l.as_slice(), Compression::None)));
     let mounted = made.mounted()?;
     let folder = made.folder.path();
@@ -489,5 +492,51 @@ fn debian_as_umoci_and_tar_unpack_it() -> Verdict {
     assert_same(&ours, &untarred(&archive), "tar ");
     drop(archive);
     assert_same(&ours, &facts(&umoci_unpacked(folder, &[debian::tarball()])), "umoci");
+    Ok(())
+}
+
+/// The layers of umoci's image, as it packed them, the lowest first.
+fn blobs_of(layout: &Path) -> Vec<Vec<u8>> {
+    let blob = |digest: &serde_json::Value| {
+        let name = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
+        fs::read(layout.join("blobs/sha256").join(name)).unwrap()
+    };
+    let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let index = json(&fs::read(layout.join("index.json")).unwrap());
+    let manifest = json(&blob(&index["manifests"].as_array().unwrap().last().unwrap()["digest"]));
+    manifest["layers"].as_array().unwrap().iter().map(|layer| blob(&layer["digest"])).collect()
+}
+
+/// A layer that another tool makes of changes to a tree: its whiteouts, link targets and attributes are not ours.
+fn a_layer_that_umoci_packed() -> Verdict {
+    let folder = tempfile::Builder::new().prefix("duplex-repacked").tempdir().unwrap();
+    let folder = folder.path();
+    let base = folder.join("base.tar");
+    let mut tar = features();
+    tar.dir("opt").dir("opt/app").file("opt/app/one", b"1").file("opt/app/two", b"2").dir("srv").file("srv/x", b"x");
+    tar.file("usr/lib/a/b/c", b"deep");
+    fs::write(&base, tar.end()).unwrap();
+    let root = umoci_unpacked(folder, &[base]);
+    let shell = "set -e; rm etc/empty; rm -r srv; mv opt/app opt/moved; ln -s moved opt/app; chmod 4711 odd; chown 5:6 far
+        ln another one-more; rm -r empty; echo file > empty; rm -r usr/lib/a; mkdir -p usr/lib/a; touch -d @77.125 usr/lib/a/new
+        setfattr -n user.new -v value twice || true; mknod fifo p; ln -s nowhere 'with space'; truncate -s 3M zeros; echo end >> zeros";
+    must(Command::new("sh").args(["-c", shell]).current_dir(&root));
+    let image = format!("{}:x", folder.join("oci").display());
+    must(Command::new("umoci").args(["repack", "--image", &image]).arg(folder.join("bundle")));
+    let layers = blobs_of(&folder.join("oci"));
+    assert_eq!(layers.len(), 2);
+    let layers: Vec<_> = layers.iter().map(|l| (l.as_slice(), Compression::Gzip)).collect();
+    let made = make(&layers);
+    let mounted = made.mounted()?;
+    must(Command::new("umoci").args(["unpack", "--image", &image]).arg(folder.join("again")));
+    let (mut ours, mut theirs) = (facts(&mounted.at), facts(&folder.join("again/rootfs")));
+    forget_implied_times([&mut ours, &mut theirs]);
+    for side in [&mut ours, &mut theirs] {
+        for implied in ["usr", "usr/lib"] {
+            side.get_mut(Path::new(implied)).unwrap().mtime = None;
+        }
+    }
+    assert!(!ours.contains_key(Path::new("srv")) && ours.contains_key(Path::new("opt/moved/two")));
+    assert_same(&ours, &theirs, "umoci");
     Ok(())
 }

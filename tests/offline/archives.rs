@@ -298,6 +298,23 @@ fn whiteouts_and_what_aufs_left() {
     assert_eq!(root.entries.len(), 1);
 }
 
+/// umoci packs a directory that became a link as the link with whiteouts below it: they hide nothing, where the link leads least of all.
+#[test]
+fn whiteouts_below_a_link_are_not_followed() {
+    let mut tar = Tarball::default();
+    tar.dir("real")
+        .symlink("a", "real")
+        .file("a/.wh.x", b"")
+        .file("a/.wh..wh..opq", b"")
+        .file("f", b"")
+        .file("f/.wh.y", b"");
+    let (converted, _) = convert(&tar.end(), &Budget::default()).unwrap();
+    let hides_nothing = |d: &duplex::image::tree::Directory| d.whiteouts.is_none() && !d.implied;
+    assert!(hides_nothing(inode(&converted, "real").directory().unwrap()));
+    assert!(matches!(inode(&converted, "a").kind, Kind::Symlink(_)));
+    assert_eq!(converted.tree.inodes().len(), 4);
+}
+
 #[test]
 fn later_entries_replace_earlier_ones() {
     let mut tar = Tarball::default();

@@ -98,8 +98,6 @@ fn links_are_never_followed() {
             expect(path, &|t| t.symlink(path, "x"), below);
             expect(path, &|t| t.hard_link(path, "real"), below);
         }
-        expect("whiteout", &|t| t.file("a/.wh.passwd", b""), below);
-        expect("opaque", &|t| t.file("a/.wh..wh..opq", b""), below);
         expect("hard link through", &|t| t.hard_link("h", "a/passwd"), "'a/passwd'");
     }
     for kind in [b'0', b'3', b'4', b'6'] {

@@ -79,11 +79,15 @@ impl<'b> Builder<'b> {
         if parent.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
             return Err(Misplaced::Whiteout(entry.path.display()));
         }
-        let directory = self.parents(parent)?;
-        let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(Place::At(directory, name)) };
+        let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(Place::At(self.parents(parent)?, name)) };
         if name != OPAQUE && matches!(hidden, b"" | b"." | b"..") {
             return Err(Misplaced::Whiteout(entry.path.display()));
         }
+        let directory = match self.parents(parent) {
+            // umoci writes whiteouts of all that was below a directory which it has just replaced. The replacement hides them already.
+            Err(Misplaced::NotBelowDirectory(_)) => return Ok(Place::Done),
+            found => found?,
+        };
         self.count(name.len())?;
         if let Some(directory) = self.tree.get_mut(directory).and_then(Inode::directory_mut) {
             let whiteouts: &mut Whiteouts = directory.whiteouts.get_or_insert_default();
