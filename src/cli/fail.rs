@@ -17,6 +17,8 @@ pub(crate) enum Code {
     Refused = 2,
     /// The command line is wrong; or `run` failed before or around the command.
     Duplex = 125,
+    /// A signal asked for the end, and the verb ended in order.
+    Interrupted = 130,
 }
 
 /// Why a verb failed.

@@ -78,13 +78,6 @@ pub enum CompareError {
     },
 }
 
-impl CompareError {
-    /// The arms ran and are not comparable, as opposed to not having run.
-    pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Arm { .. })
-    }
-}
-
 /// Proves the arms, runs the rounds and makes the record.
 pub fn compare(
     plan: &Plan,

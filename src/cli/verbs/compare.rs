@@ -15,7 +15,8 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    ArmError, Build, CompareError, Given, Plan, Record, Spawner, Step, arms, compare as run_plan, host_facts, table,
+    ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, arms, compare as run_plan,
+    host_facts, table,
 };
 use crate::image::Reference;
 use crate::spec::{Installation, Isolation};
@@ -75,15 +76,15 @@ fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Fai
     let result = run_plan(plan, given, &mut spawner, &mut |step| progress.show(step));
     handle.close();
     drop(progress);
-    result.map_err(|error| {
-        let code = if error.is_refusal() { Code::Refused } else { Code::Failed };
-        let boot = matches!(&error, CompareError::Arm { .. });
-        let failure = Failure::new(code, error);
-        if boot && failure.mend.is_none() {
-            failure.mended_by("'duplex doctor' says what this host can do")
-        } else {
-            failure
+    result.map_err(|error| match error {
+        CompareError::Arm { source: RunnerError::Interrupted, .. } => {
+            Failure::new(Code::Interrupted, RunnerError::Interrupted)
         }
+        CompareError::Arm { source: RunnerError::Failed { .. } | RunnerError::NoEcho { .. }, .. } => {
+            Failure::new(Code::Failed, error).mended_by("'duplex doctor' says what this host can do")
+        }
+        CompareError::Arm { .. } => Failure::new(Code::Failed, error),
+        refusal => Failure::new(Code::Refused, refusal),
     })
 }
 

@@ -2,11 +2,11 @@
 
 use crate::cli::args::{DoctorArgs, Format};
 use crate::cli::fail::{Code, Failure};
-use crate::cli::output::{columns, print, print_json, size};
+use crate::cli::output::{columns, print, print_json};
 use crate::cli::{Context, environment};
 use crate::doctor::{self, CheckStatus, Places, Report};
 
-/// Says what this host can do, and how to mend what it cannot. Fails if something that Duplex needs is missing.
+/// Says what this host can do, and how to mend what it cannot. Fails if sandboxes run neither here nor in the lab.
 pub(crate) fn doctor(context: &Context, args: &DoctorArgs) -> Result<u8, Failure> {
     let places = Places { store: context.installation.store.clone(), search: environment::search_path() };
     let report = doctor::probe(&places);
@@ -14,30 +14,21 @@ pub(crate) fn doctor(context: &Context, args: &DoctorArgs) -> Result<u8, Failure
         Format::Json => print_json(&report)?,
         Format::Table => print(&table(&report))?,
     }
-    let missing = report.checks.iter().any(|c| c.status == CheckStatus::Missing);
-    Ok(if missing { Code::Failed } else { Code::Done } as u8)
+    let here = report.microvms_here && report.containers_here;
+    let lab = report.checks.iter().any(|c| c.name == "lab" && c.status == CheckStatus::Ok);
+    Ok(if here || lab { Code::Done } else { Code::Failed } as u8)
 }
 
 fn table(report: &Report) -> String {
-    let host = &report.host;
-    let kind = if host.virtual_machine { "virtual machine" } else { "machine" };
-    let mut text = format!(
-        "{}, {} CPUs, {} of memory; {kind} with {} on Linux {}\n\n",
-        host.cpu_model,
-        host.cpus,
-        size(host.memory_bytes),
-        host.distribution,
-        host.kernel
-    );
     let word = |status| match status {
         CheckStatus::Ok => "ok",
         CheckStatus::Warn => "note",
         CheckStatus::Missing => "MISSING",
     };
-    text.push_str(&columns(
+    let mut text = columns(
         ["CHECK", "STATUS", "FOUND"],
         report.checks.iter().map(|c| [c.name.clone(), word(c.status).to_owned(), c.found.clone()]),
-    ));
+    );
     let mends: Vec<String> =
         report.checks.iter().filter_map(|c| Some(format!("  {}: {}\n", c.name, c.mend.as_ref()?))).collect();
     if !mends.is_empty() {

@@ -63,7 +63,10 @@ fn table(images: &[ImageSummary], whole: bool) -> String {
                 reference.map_or_else(none, |r| r.familiar_name()),
                 reference.and_then(|r| r.tag()).map_or_else(none, str::to_owned),
                 id(image, whole),
-                image.created.map_or_else(|| "N/A".to_owned(), |t| ago(t, SystemTime::now())),
+                image
+                    .created
+                    .filter(|t| *t > SystemTime::UNIX_EPOCH)
+                    .map_or_else(|| "N/A".to_owned(), |t| ago(t, SystemTime::now())),
                 size(image.size),
             ]
         }),
