@@ -53,5 +53,8 @@ const ALL: &[&[runner::Case]] = &[
 ];
 
 fn main() -> std::process::ExitCode {
+    if conformance::crash::keep() {
+        return std::process::ExitCode::SUCCESS;
+    }
     runner::main(&[ALL, conformance::CASES].concat())
 }

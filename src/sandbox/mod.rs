@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod container;
 pub mod etc;
+pub mod fake;
 pub mod microvm;
 mod relay;
 pub mod shelf;

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use duplex::sandbox::container::ContainerBackend;
+use duplex::sandbox::fake::FakeBackend;
 use duplex::sandbox::microvm::MicroVmBackend;
-use duplex::spec::Installation;
+use duplex::spec::{Installation, Isolation};
 
 use super::image::{self, OneFile};
 use super::stage::Stage;
 use crate::runner::Skip;
 
 /// `duplex`, copied to the temporary folder once: in the lab every page of a program on the shared root costs a trip to the host.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     static COPY: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
         let dir = tempfile::tempdir().unwrap();
         std::fs::copy(env!("CARGO_BIN_EXE_duplex"), dir.path().join("duplex")).unwrap();
@@ -38,8 +39,7 @@ fn parts() -> Result<&'static Path, Skip> {
 }
 
 /// Where everything is, with a state folder of its own.
-fn installation(state: &Path, parts: &Path) -> Installation {
-    let duplex = program();
+fn installation(state: &Path, duplex: &Path, parts: &Path) -> Installation {
     Installation {
         monitor: parts.join("duplex-vmm"),
         kernel: parts.join("guest/vmlinux"),
@@ -47,8 +47,13 @@ fn installation(state: &Path, parts: &Path) -> Installation {
         workloads: PathBuf::new(),
         store: state.join("store"),
         state: state.to_owned(),
-        duplex,
+        duplex: duplex.to_owned(),
     }
+}
+
+pub(crate) fn fake() -> Result<Stage, Skip> {
+    let state = tempfile::tempdir().unwrap();
+    Ok(Stage::new(Box::new(FakeBackend::new(Isolation::Container)), state))
 }
 
 pub(crate) fn container() -> Result<Stage, Skip> {
@@ -66,13 +71,20 @@ pub(crate) fn runc() -> Result<Stage, Skip> {
 fn containers(adapt: impl FnOnce(ContainerBackend) -> ContainerBackend) -> Result<Stage, Skip> {
     let state = tempfile::tempdir().unwrap();
     let images = Arc::new(OneFile(image::path()?.to_owned()));
-    let backend = adapt(ContainerBackend::new(&installation(state.path(), Path::new("")), images));
+    let backend = adapt(ContainerBackend::new(&installation(state.path(), &program(), Path::new("")), images));
     Ok(Stage::new(Box::new(backend), state))
 }
 
 pub(crate) fn microvm() -> Result<Stage, Skip> {
     let state = tempfile::tempdir().unwrap();
     let images = Arc::new(OneFile(image::path()?.to_owned()));
-    let backend = MicroVmBackend::new(installation(state.path(), parts()?), images);
+    let backend = MicroVmBackend::new(installation(state.path(), &program(), parts()?), images);
     Ok(Stage::new(Box::new(backend), state))
+}
+
+/// Containers with a given state folder, for a process that is killed.
+pub(crate) fn container_at(state: &Path, duplex: &Path, image: &Path) -> Stage {
+    let images = Arc::new(OneFile(image.to_owned()));
+    let backend = ContainerBackend::new(&installation(state, duplex, Path::new("")), images);
+    Stage::new(Box::new(backend), tempfile::tempdir().unwrap())
 }

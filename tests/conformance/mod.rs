@@ -1,8 +1,10 @@
 //! The promises of `Sandbox`, each run on every backend that claims it. A promise is one function; the table stamps it on the arms.
 
 mod arms;
+pub(crate) mod crash;
 mod files;
 mod image;
+mod life;
 mod limits;
 mod process;
 mod stage;
@@ -24,6 +26,9 @@ macro_rules! promises {
 macro_rules! all_promises {
     ($arm:ident $needs:tt $(, $module:ident :: $promise:ident)*) => {
         promises!($arm $needs:
+            life::states_follow_the_picture,
+            life::plain_commands_end_as_they_do,
+            life::neighbours_are_apart,
             process::exit_code,
             process::signal_ends_the_command,
             process::streams_stay_apart,
@@ -47,6 +52,12 @@ macro_rules! all_promises {
         )
     };
 }
+
+const FAKE: &[Case] = promises!(fake []:
+    life::states_follow_the_picture,
+    life::plain_commands_end_as_they_do,
+    life::neighbours_are_apart,
+);
 
 const CONTAINER: &[Case] = all_promises!(
     container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
@@ -74,4 +85,19 @@ const MICROVM: &[Case] = all_promises!(
     process::not_executable_is_126
 );
 
-pub(crate) const CASES: &[&[Case]] = &[CONTAINER, CRUN, RUNC, MICROVM];
+const CONTAINERS: &[Need] = &[Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")];
+
+const CRASH: &[Case] = &[
+    Case {
+        name: "conformance::crash::a_killed_keeper_leaves_nothing_that_is_not_cleared",
+        needs: CONTAINERS,
+        run: crash::a_killed_keeper_leaves_nothing_that_is_not_cleared,
+    },
+    Case {
+        name: "conformance::crash::a_killed_container_init_ends_the_sandbox",
+        needs: CONTAINERS,
+        run: crash::a_killed_container_init_ends_the_sandbox,
+    },
+];
+
+pub(crate) const CASES: &[&[Case]] = &[FAKE, CRASH, CONTAINER, CRUN, RUNC, MICROVM];

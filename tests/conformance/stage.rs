@@ -71,12 +71,18 @@ impl Stage {
         }
     }
 
+    /// Creates, and does not start.
+    pub(crate) fn create(&self, spec: &SandboxSpec) -> Running {
+        let (stdio, stdin, stdout, stderr) = streams(spec.process.stdin);
+        let sandbox = self.backend.create(spec, stdio).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        Running { sandbox, stdin, stdout: Watched::new(stdout), stderr: Watched::new(stderr) }
+    }
+
     /// Creates and starts.
     pub(crate) fn start(&self, spec: &SandboxSpec) -> Running {
-        let (stdio, stdin, stdout, stderr) = streams(spec.process.stdin);
-        let mut sandbox = self.backend.create(spec, stdio).unwrap_or_else(|e| panic!("{}", chain(&e)));
-        sandbox.start().unwrap_or_else(|e| panic!("{}", chain(&e)));
-        Running { sandbox, stdin, stdout: Watched::new(stdout), stderr: Watched::new(stderr) }
+        let mut running = self.create(spec);
+        running.sandbox.start().unwrap_or_else(|e| panic!("{}", chain(&e)));
+        running
     }
 
     /// Runs to the end, without input.
