@@ -15,7 +15,7 @@ use super::virtio::blk::{Block, Disk, DiskError, Extent};
 use super::virtio::console::Console;
 use super::virtio::device::{Sources, VirtioDevice};
 use super::virtio::interrupt::{Interrupt, IrqLine};
-use super::virtio::mmio::MmioDevice;
+use super::virtio::mmio::{MmioDevice, WINDOW};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
 use crate::spec::{DiskSpec, MachineSpec, SpecFd};
@@ -145,10 +145,9 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
         Devices { spec, inherited: &mut inherited, poller, waiting: WaitingStreams::default(), list: Vec::new() };
     devices.make()?;
     let (list, waiting) = (devices.list, devices.waiting);
-    let mut cmdline = spec.cmdline.clone();
-    for (number, pin) in (0..list.len()).filter_map(|n| Some((n, bus::pin(n)?))) {
-        boot::add_parameter(&mut cmdline, &format!("virtio_mmio.device=4K@{:#x}:{pin}", bus::window(number)));
-    }
+    let windows: Vec<_> =
+        (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::pin(number)?))).collect();
+    let cmdline = boot::cmdline(&spec.cmdline, &windows)?;
     let payload =
         Payload { kernel: (&kernel, &image), initramfs: initramfs.as_deref(), cmdline: &cmdline, vcpus: spec.vcpus };
     let state = boot::load(&ram, spec.memory_mib, &payload)?;

@@ -1,11 +1,11 @@
 //! The event loop's epoll instance: descriptors with the token that says whose they are.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Whose a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,15 +48,16 @@ impl Token {
 
 /// What one wants to know of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interest(EventFlags);
+pub struct Interest(EventSet);
 
 impl Interest {
     /// That it can be read, for as long as it can.
-    pub const READ: Self = Self(EventFlags::IN);
+    pub const READ: Self = Self(EventSet::IN);
     /// That it became readable or writable, each time anew (edge-triggered).
-    pub const STREAM: Self = Self(EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET));
+    pub const STREAM: Self =
+        Self(EventSet::IN.union(EventSet::OUT).union(EventSet::READ_HANG_UP).union(EventSet::EDGE_TRIGGERED));
     /// That it can be written, once.
-    pub const WRITE_ONCE: Self = Self(EventFlags::OUT.union(EventFlags::ONESHOT));
+    pub const WRITE_ONCE: Self = Self(EventSet::OUT.union(EventSet::ONE_SHOT));
 }
 
 /// What a descriptor is ready for. An error or a hang-up is both.
@@ -68,9 +69,17 @@ pub struct Readiness {
     pub writable: bool,
 }
 
+impl Readiness {
+    fn of(events: u32) -> Self {
+        let broken = EventSet::ERROR.union(EventSet::HANG_UP);
+        let any = |set: EventSet| events & broken.union(set).bits() != 0;
+        Self { readable: any(EventSet::IN.union(EventSet::READ_HANG_UP)), writable: any(EventSet::OUT) }
+    }
+}
+
 /// Calls the event loop from another thread.
 #[derive(Debug)]
-pub struct Wake(OwnedFd);
+pub struct Wake(EventFd);
 
 impl Wake {
     /// Quiet.
@@ -78,32 +87,26 @@ impl Wake {
     /// # Errors
     /// What `eventfd` gave.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(EventFd::new(EFD_NONBLOCK)?))
     }
 
     /// Calls.
     pub fn ring(&self) {
         // Fails only when it has rung 2^64 times unheard.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        let _ = self.0.write(1);
     }
 
     /// Heard: quiet until the next call.
     pub fn hear(&self) {
         // Nothing to read means that an earlier turn has heard it.
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
-    }
-}
-
-impl AsFd for Wake {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        let _ = self.0.read();
     }
 }
 
 /// The epoll instance.
 #[derive(Debug)]
 pub struct Poller {
-    epoll: OwnedFd,
+    epoll: Epoll,
 }
 
 impl Poller {
@@ -112,7 +115,7 @@ impl Poller {
     /// # Errors
     /// What `epoll_create1` gave.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+        Ok(Self { epoll: Epoll::new()? })
     }
 
     /// Watches a descriptor.
@@ -120,38 +123,43 @@ impl Poller {
     /// # Errors
     /// What `epoll_ctl` gave.
     pub fn add(&self, fd: BorrowedFd<'_>, token: Token, interest: Interest) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token.encode()), interest.0)?)
+        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(interest.0, token.encode()))
+    }
+
+    /// Hears calls.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` gave.
+    pub fn add_wake(&self, wake: &Wake) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, Token::Wake.encode());
+        self.epoll.ctl(ControlOperation::Add, wake.0.as_raw_fd(), event)
     }
 
     /// No longer watches it. Harmless if it is not watched.
     pub fn remove(&self, fd: BorrowedFd<'_>) {
-        let _ = epoll::delete(&self.epoll, fd.as_fd());
+        let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
     }
 
     /// Waits for events, at most `timeout` if there is one; an interrupted wait is one without events.
     ///
     /// # Errors
     /// What `epoll_wait` gave, except EINTR.
-    pub fn wait(&self, timeout: Option<Timespec>) -> io::Result<Vec<(Token, Readiness)>> {
-        let mut events: Vec<Event> = Vec::with_capacity(32);
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let ready = |event: Event| {
-            let flags = event.flags;
-            let broken = EventFlags::ERR.union(EventFlags::HUP);
-            let readable = flags.intersects(broken.union(EventFlags::IN).union(EventFlags::RDHUP));
-            let writable = flags.intersects(broken.union(EventFlags::OUT));
-            (Token::decode(event.data.u64()), Readiness { readable, writable })
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Vec<(Token, Readiness)>> {
+        let mut events = [EpollEvent::default(); 32];
+        let milliseconds = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
+        let count = match self.epoll.wait(milliseconds, &mut events) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(e),
         };
-        Ok(events.into_iter().map(ready).collect())
+        Ok(events.iter().take(count).map(|e| (Token::decode(e.data()), Readiness::of(e.events()))).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn tokens_survive_the_kernel() {
@@ -166,7 +174,7 @@ mod tests {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let token = Token::Device { device: 1, source: 2 };
         poller.add(near.as_fd(), token, Interest::STREAM).unwrap();
-        let now = Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let now = Some(Duration::ZERO);
         assert_eq!(poller.wait(now).unwrap(), [(token, Readiness { readable: false, writable: true })]);
         assert_eq!(poller.wait(now).unwrap(), []);
         drop(far);

@@ -10,11 +10,8 @@
 
 use std::error::Error;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rustix::event::Timespec;
 
 use super::assemble::{AssembleError, Machine, assemble};
 use super::bus::Bus;
@@ -75,7 +72,7 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     let poller = Arc::new(Poller::new().map_err(RunError::Events)?);
     let wake = Arc::new(Wake::new().map_err(RunError::Events)?);
     poller.add(control.fd(), Token::Control, Interest::READ).map_err(RunError::Events)?;
-    poller.add(wake.as_fd(), Token::Wake, Interest::READ).map_err(RunError::Events)?;
+    poller.add_wake(&wake).map_err(RunError::Events)?;
     let machine = assemble(spec, &poller, &wake)?;
     ready_for_kicks().map_err(RunError::Events)?;
     let ending = Arc::new(Ending::new(wake.clone()));
@@ -133,7 +130,7 @@ impl Server<'_> {
     }
 
     /// Waits once and serves what came.
-    fn turn(&self, timeout: Option<Timespec>) -> Result<(), RunError> {
+    fn turn(&self, timeout: Option<Duration>) -> Result<(), RunError> {
         for (token, readiness) in self.poller.wait(timeout).map_err(RunError::Events)? {
             match token {
                 Token::Control => self.requests(),
@@ -174,8 +171,7 @@ impl Server<'_> {
         let deadline = Instant::now() + DELIVERY;
         let left = || self.bus.devices().iter().map(|device| device.undelivered()).sum::<u64>();
         while left() > 0 && Instant::now() < deadline {
-            let wait = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-            if self.turn(Some(wait)).is_err() || self.ending.exit() == Some(MachineExit::Killed) {
+            if self.turn(Some(Duration::from_millis(100))).is_err() || self.ending.exit() == Some(MachineExit::Killed) {
                 return;
             }
         }

@@ -5,18 +5,18 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use linux_loader::elf::{
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PF_W, PT_LOAD,
+};
+use linux_loader::loader::{Elf, KernelLoader};
+use vm_memory::{ByteValued, GuestAddress};
+
 use super::LoadError;
 use crate::spec::MIB;
-use crate::vmm::memory::{GuestRam, copy_file, place_file};
+use crate::vmm::memory::{FilePlacer, GuestRam};
 
-const HEADER: usize = 64;
-const PROGRAM_HEADER: usize = 56;
 const MOST_SEGMENTS: usize = 64;
-const PT_LOAD: u32 = 1;
-const PF_W: u32 = 2;
-const ET_EXEC: u16 = 2;
-const EM_X86_64: u16 = 62;
-/// `boot_flag` and `header` of a bzImage, at 0x1fe and 0x202 (Linux `Documentation/arch/x86/boot.rst`).
+/// `header` of a bzImage, at 0x202 (Linux `Documentation/arch/x86/boot.rst`).
 const BZIMAGE_MAGIC: &[u8] = b"HdrS";
 
 /// Why a file is not a kernel.
@@ -48,22 +48,11 @@ pub enum ImageError {
     Damaged(&'static str),
 }
 
-/// A part of the file that belongs into memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    offset: u64,
-    addr: u64,
-    in_file: u64,
-    in_memory: u64,
-    /// The kernel writes to it.
-    writable: bool,
-}
-
 /// What the file says about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     entry: u64,
-    segments: Vec<Segment>,
+    segments: Vec<Elf64_Phdr>,
 }
 
 fn read_at(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, ImageError> {
@@ -79,16 +68,16 @@ fn read_at(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Imag
     Ok(done)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_le_bytes(*b))
+/// Reads one of ELF's structures.
+fn read_struct<T: ByteValued + Default>(file: &OwnedFd, offset: u64, ends: &'static str) -> Result<T, ImageError> {
+    let mut value = T::default();
+    let bytes = value.as_mut_slice();
+    if read_at(file, offset, bytes)? == bytes.len() { Ok(value) } else { Err(ImageError::Damaged(ends)) }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u32::from_le_bytes(*b))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b))
+/// First address behind a segment in memory; none if that overflows.
+fn end_of(segment: &Elf64_Phdr) -> Option<u64> {
+    segment.p_paddr.checked_add(segment.p_memsz.max(segment.p_filesz))
 }
 
 impl Image {
@@ -97,53 +86,41 @@ impl Image {
     /// # Errors
     /// [`ImageError`], telling what the file is instead of a kernel.
     pub fn read(file: &OwnedFd) -> Result<Self, ImageError> {
-        let mut start = [0_u8; 0x300];
+        let mut start = [0_u8; 0x206];
         let got = read_at(file, 0, &mut start)?;
-        let header = &start[..got];
-        if !header.starts_with(b"\x7fELF") {
-            let wrapped = header.get(0x202..0x206) == Some(BZIMAGE_MAGIC);
+        if !start.starts_with(b"\x7fELF") {
+            let wrapped = got == start.len() && start.ends_with(BZIMAGE_MAGIC);
             return Err(if wrapped { ImageError::BzImage } else { ImageError::NotElf });
         }
-        if got < HEADER {
-            return Err(ImageError::Damaged("it ends within its header"));
-        }
-        let (class, order, kind, machine) = (header[4], header[5], u16_at(header, 16), u16_at(header, 18));
-        if (class, order, kind, machine) != (2, 1, ET_EXEC, EM_X86_64) {
+        let header: Elf64_Ehdr = read_struct(file, 0, "it ends within its header")?;
+        let (class, kind, machine) = (header.e_ident[EI_CLASS], header.e_type, header.e_machine);
+        let little = header.e_ident[EI_DATA] == ELFDATA2LSB;
+        if (class, kind, machine, little) != (ELFCLASS64, ET_EXEC, EM_X86_64, true) {
             return Err(ImageError::NotX86_64 { class, machine, kind });
         }
-        let (table, size, count) = (u64_at(header, 32), u16_at(header, 54), usize::from(u16_at(header, 56)));
-        if usize::from(size) != PROGRAM_HEADER || count == 0 || count > MOST_SEGMENTS {
+        let (size, count) = (usize::from(header.e_phentsize), usize::from(header.e_phnum));
+        if size != size_of::<Elf64_Phdr>() || count == 0 || count > MOST_SEGMENTS {
             return Err(ImageError::Damaged("its program headers have an odd size or number"));
         }
-        let mut headers = vec![0_u8; PROGRAM_HEADER * count];
-        if read_at(file, table, &mut headers)? != headers.len() {
-            return Err(ImageError::Damaged("it ends within its program headers"));
+        let mut table = Vec::with_capacity(count);
+        for index in 0..count {
+            let offset = header.e_phoff.saturating_add((index * size) as u64);
+            table.push(read_struct(file, offset, "it ends within its program headers")?);
         }
-        let length = super::size(file).map_err(ImageError::Read)?;
-        Self::parse(u64_at(header, 24), &headers, length)
+        Self::check(header.e_entry, &table, super::size(file).map_err(ImageError::Read)?)
     }
 
-    fn parse(entry: u64, headers: &[u8], length: u64) -> Result<Self, ImageError> {
-        let mut segments = Vec::new();
-        for header in headers.chunks_exact(PROGRAM_HEADER).filter(|h| u32_at(h, 0) == PT_LOAD) {
-            let segment = Segment {
-                offset: u64_at(header, 8),
-                addr: u64_at(header, 24),
-                in_file: u64_at(header, 32),
-                in_memory: u64_at(header, 40),
-                writable: u32_at(header, 4) & PF_W != 0,
-            };
-            let inside = segment.offset.checked_add(segment.in_file).is_some_and(|end| end <= length);
-            let ends = segment.addr.checked_add(segment.in_memory.max(segment.in_file));
-            if !inside {
+    fn check(entry: u64, table: &[Elf64_Phdr], length: u64) -> Result<Self, ImageError> {
+        let segments: Vec<_> = table.iter().copied().filter(|header| header.p_type == PT_LOAD).collect();
+        for segment in &segments {
+            if segment.p_offset.checked_add(segment.p_filesz).is_none_or(|end| end > length) {
                 return Err(ImageError::Damaged("a segment lies beyond its end"));
             }
-            if segment.addr < MIB || ends.is_none_or(|end| end > 1 << 40) {
+            if segment.p_paddr < MIB || end_of(segment).is_none_or(|end| end > 1 << 40) {
                 return Err(ImageError::Damaged("a segment belongs where no kernel can be"));
             }
-            segments.push(segment);
         }
-        let enters = |s: &Segment| (s.addr..s.addr + s.in_file).contains(&entry);
+        let enters = |s: &Elf64_Phdr| (s.p_paddr..s.p_paddr + s.p_filesz).contains(&entry);
         if !segments.iter().any(enters) {
             return Err(ImageError::Damaged("its entry is in none of its segments"));
         }
@@ -157,7 +134,7 @@ impl Image {
 
     /// First guest address behind the kernel.
     pub fn end(&self) -> u64 {
-        self.segments.iter().map(|s| s.addr + s.in_memory.max(s.in_file)).max().unwrap_or(0)
+        self.segments.iter().filter_map(end_of).max().unwrap_or(0)
     }
 
     /// Puts the kernel into memory: code is mapped as far as it goes, and what the kernel will write to is copied, since each page of it would
@@ -166,12 +143,14 @@ impl Image {
     /// # Errors
     /// If memory does not reach as far, or the file cannot be mapped.
     pub fn place(&self, ram: &GuestRam, file: &OwnedFd) -> Result<(), LoadError> {
-        for segment in &self.segments {
-            let Segment { offset, addr, in_file, writable, .. } = *segment;
-            let place = if writable { copy_file } else { place_file };
-            place(ram, addr, file, offset, in_file)?;
+        let read_only = self.segments.iter().filter(|s| s.p_flags & PF_W == 0);
+        let mappable = read_only.map(|s| s.p_offset..s.p_offset + s.p_filesz).collect();
+        let mut placer = FilePlacer::new(ram, file, mappable);
+        match Elf::load(ram, None, &mut placer, Some(GuestAddress(MIB))) {
+            Ok(_) => Ok(()),
+            // The loader's own words do not tell more than that reading failed.
+            Err(source) => Err(placer.take_error().map_or(LoadError::Loader(source), LoadError::Place)),
         }
-        Ok(())
     }
 }
 
@@ -189,7 +168,7 @@ mod tests {
 
     /// An ELF file with these segments: (offset, address, bytes in file, bytes in memory). The first is read-only.
     fn elf(entry: u64, segments: &[(u64, u64, u64, u64)], length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length.max(HEADER)];
+        let mut bytes = vec![0; length.max(64)];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[16..18].copy_from_slice(&ET_EXEC.to_le_bytes());
         bytes[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());

@@ -13,6 +13,9 @@ mod zero_page;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::{Cmdline, load_cmdline};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 pub use elf::{Image, ImageError};
@@ -52,12 +55,18 @@ pub enum LoadError {
         /// What would do.
         needed_mib: u64,
     },
-    /// The command line does not fit.
-    #[error("The kernel command line has {0} bytes, at most {most} fit", most = CMDLINE_MOST - 1)]
-    Cmdline(usize),
-    /// A byte that ends a command line is inside.
-    #[error("The kernel command line holds a zero byte")]
-    CmdlineZero,
+    /// The loader refused.
+    #[error("The kernel cannot be placed in memory")]
+    Loader(#[source] linux_loader::loader::Error),
+    /// The command line does not fit or cannot be one.
+    #[error("The kernel command line does not fit {CMDLINE_MOST} bytes or holds what none can hold")]
+    Cmdline(#[source] linux_loader::cmdline::Error),
+    /// The command line could not be written.
+    #[error("The kernel command line cannot be written to memory")]
+    WriteCmdline(#[source] linux_loader::loader::Error),
+    /// The boot parameters could not be written.
+    #[error("The boot parameters cannot be written to memory")]
+    BootParams(#[source] linux_loader::configurator::Error),
     /// Files could not be placed.
     #[error("The machine's files could not be placed in its memory")]
     Place(#[from] MemoryError),
@@ -74,7 +83,7 @@ pub struct Payload<'a> {
     /// The initramfs.
     pub initramfs: Option<&'a OwnedFd>,
     /// The whole command line.
-    pub cmdline: &'a str,
+    pub cmdline: &'a Cmdline,
     /// Processors.
     pub vcpus: u8,
 }
@@ -116,37 +125,33 @@ pub fn load(ram: &GuestRam, memory_mib: u32, payload: &Payload<'_>) -> Result<Bo
     if let Some(file) = payload.initramfs {
         place_file(ram, initramfs_addr, file, 0, initramfs_len)?;
     }
-    write_cmdline(ram, payload.cmdline)?;
+    load_cmdline(ram, GuestAddress(CMDLINE_ADDR), payload.cmdline).map_err(LoadError::WriteCmdline)?;
     let mp_table = mptable::build(payload.vcpus);
     ram.write_slice(&mp_table, GuestAddress(mptable::ADDR))?;
-    let zero_page = zero_page::build(&zero_page::Facts {
-        cmdline: (CMDLINE_ADDR, payload.cmdline.len() as u64),
+    let params = zero_page::build(&zero_page::Facts {
+        cmdline: (CMDLINE_ADDR, CMDLINE_MOST as u64),
         initramfs: payload.initramfs.map(|_| (initramfs_addr, initramfs_len)),
         ram: &memory::ranges(memory_mib),
         reserved: (mptable::ADDR, mptable::END),
     });
-    ram.write_slice(&zero_page, GuestAddress(ZERO_PAGE_ADDR))?;
+    let params = BootParams::new(&params, GuestAddress(ZERO_PAGE_ADDR));
+    LinuxBootConfigurator::write_bootparams(&params, ram).map_err(LoadError::BootParams)?;
     write_tables(ram)?;
     Ok(BootState { entry: image.entry(), boot_params: ZERO_PAGE_ADDR })
 }
 
-fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<(), LoadError> {
-    if cmdline.len() >= CMDLINE_MOST {
-        return Err(LoadError::Cmdline(cmdline.len()));
+/// The command line `base` with a device at each window (address, length, interrupt), ahead of the `--` that begins init's own arguments.
+///
+/// # Errors
+/// [`LoadError::Cmdline`].
+pub fn cmdline(base: &str, windows: &[(u64, u64, u32)]) -> Result<Cmdline, LoadError> {
+    let mut cmdline = Cmdline::try_from(base, CMDLINE_MOST).map_err(LoadError::Cmdline)?;
+    for (addr, len, pin) in windows {
+        cmdline.add_virtio_mmio_device(*len, GuestAddress(*addr), *pin, None).map_err(LoadError::Cmdline)?;
     }
-    if cmdline.contains('\0') {
-        return Err(LoadError::CmdlineZero);
-    }
-    ram.write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE_ADDR))?;
-    Ok(ram.write_obj(0_u8, GuestAddress(CMDLINE_ADDR + cmdline.len() as u64))?)
-}
-
-/// Adds a kernel parameter before the `--` that begins init's own arguments, or at the end.
-pub fn add_parameter(cmdline: &mut String, parameter: &str) {
-    let at = cmdline.find(" -- ").or_else(|| cmdline.ends_with(" --").then(|| cmdline.len() - 3));
-    let at = at.unwrap_or(cmdline.len());
-    let space = if at == 0 { "" } else { " " };
-    cmdline.insert_str(at, &format!("{space}{parameter}"));
+    // Fails for a zero byte within.
+    cmdline.as_cstring().map_err(LoadError::Cmdline)?;
+    Ok(cmdline)
 }
 
 #[cfg(test)]
@@ -154,19 +159,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_go_before_inits_arguments() {
-        for (before, after) in [("", "p"), ("a b", "a b p"), ("a -- x y", "a p -- x y"), ("a --", "a p --")] {
-            let mut cmdline = before.to_owned();
-            add_parameter(&mut cmdline, "p");
-            assert_eq!(cmdline, after);
+    fn devices_go_before_inits_arguments() {
+        let windows = [(0xd000_0000, 0x1000, 16), (0xd000_1000, 0x1000, 17)];
+        let devices = "virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=4K@0xd0001000:17";
+        for (base, expected) in [("a b", format!("a b {devices}")), ("a -- x y", format!("a {devices} -- x y"))] {
+            let line = cmdline(base, &windows).unwrap();
+            assert_eq!(line.as_cstring().unwrap().to_str().unwrap(), expected);
         }
     }
 
     #[test]
-    fn a_command_line_too_long_is_refused() {
-        let ram = memory::reserve(1).unwrap();
-        assert!(write_cmdline(&ram, &"x".repeat(CMDLINE_MOST - 1)).is_ok());
-        assert!(matches!(write_cmdline(&ram, &"x".repeat(CMDLINE_MOST)), Err(LoadError::Cmdline(2048))));
-        assert!(matches!(write_cmdline(&ram, "a\0b"), Err(LoadError::CmdlineZero)));
+    fn what_is_no_command_line_is_refused() {
+        assert!(cmdline(&"x".repeat(CMDLINE_MOST - 1), &[]).is_ok());
+        assert!(matches!(cmdline(&"x".repeat(CMDLINE_MOST), &[]), Err(LoadError::Cmdline(_))));
+        assert!(matches!(cmdline(&"x".repeat(CMDLINE_MOST - 10), &[(0, 4096, 5)]), Err(LoadError::Cmdline(_))));
+        assert!(matches!(cmdline("a\0b", &[]), Err(LoadError::Cmdline(_))));
     }
 }

@@ -17,7 +17,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 pub use registers::{BootState, GDT_ADDR, PAGE_TABLES_ADDR, write_tables};
-pub use vcpu::{Bound, Exit, Kicker, Vcpu, kick_signal, ready_for_kicks};
+pub use vcpu::{Bound, Exit, Kicker, Vcpu, ready_for_kicks};
 
 use super::memory::GuestRam;
 

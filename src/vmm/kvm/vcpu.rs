@@ -2,12 +2,12 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::registers::{BootState, set_boot_state};
 use super::{KvmError, refused};
@@ -103,11 +103,11 @@ impl Drop for Bound<'_> {
 }
 
 /// The signal that takes a processor's thread out of the guest: the second real-time signal of the C library's range.
-pub fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN() + 1
+fn kick_signal() -> libc::c_int {
+    SIGRTMIN() + 1
 }
 
-extern "C" fn on_kick(_: libc::c_int) {
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let byte = IMMEDIATE_EXIT.get();
     if !byte.is_null() {
         // SAFETY: set by `Vcpu::bind` on this very thread to a byte of the vCPU's shared page, and cleared before that page can go away.
@@ -115,19 +115,12 @@ extern "C" fn on_kick(_: libc::c_int) {
     }
 }
 
-/// Installs the handler of [`kick_signal`] for the process.
+/// Installs the handler of the kick signal for the process. It touches only a thread-local cell without destructor and an atomic.
 ///
 /// # Errors
 /// What `sigaction` gave.
 pub fn ready_for_kicks() -> io::Result<()> {
-    // SAFETY: all-zero is a valid sigaction: no flags (so that system calls are interrupted), empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_kick as extern "C" fn(libc::c_int) as *const () as usize;
-    // SAFETY: `action` is initialised, its handler only touches a thread-local cell without destructor and an atomic.
-    match unsafe { libc::sigaction(kick_signal(), &raw const action, ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(register_signal_handler(kick_signal(), on_kick)?)
 }
 
 /// Takes a processor's thread out of the guest.
@@ -141,9 +134,12 @@ impl<T> Kicker<T> {
     }
 
     /// Kicks the thread and waits until it ends. The thread must end by itself after its processor was interrupted.
+    ///
+    /// # Errors
+    /// The thread's panic.
     pub fn end(self) -> std::thread::Result<T> {
-        // SAFETY: the thread is not joined yet (`self.0` is owned), so its id is valid even if it has already ended.
-        unsafe { libc::pthread_kill(self.0.as_pthread_t(), kick_signal()) };
+        // Fails only for a thread that has ended already.
+        let _ = self.0.kill(kick_signal());
         self.0.join()
     }
 }

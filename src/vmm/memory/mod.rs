@@ -12,6 +12,7 @@
 #![allow(unsafe_code)]
 
 mod file_io;
+mod placer;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,6 +21,7 @@ use std::ptr;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestUsize};
 
 pub use file_io::{read_at, write_at};
+pub use placer::FilePlacer;
 
 use crate::spec::MIB;
 

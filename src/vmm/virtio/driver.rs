@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use rustix::event::Timespec;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::device::{F_VERSION_1, Sources, VirtioDevice};
@@ -209,7 +209,7 @@ impl Driver {
 
     /// Delivers what the host's descriptors have to say.
     pub(super) fn poll(&self) {
-        let soon = Some(Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
+        let soon = Some(Duration::from_millis(1));
         for (token, readiness) in self.poller.wait(soon).unwrap() {
             if let Token::Device { source, .. } = token {
                 self.device.ready(source, readiness);
