@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use duplex::image::{Image, Reference, RegistryOptions, Store};
 
-use crate::debian::{Registry, layout, must};
-use crate::runner::{Case, Need, Verdict};
+use crate::debian::{Registry, duplex, layout, must};
+use crate::runner::{Case, Need, Skip, Verdict};
 
 const NEEDS: &[Need] = &[
     Need::Outside,
@@ -19,10 +21,15 @@ const NEEDS: &[Need] = &[
     Need::Program("docker-registry"),
 ];
 
+const HTTPS: &[Need] =
+    &[Need::Outside, Need::Program("openssl"), Need::Program("docker-registry"), Need::Program("hostname")];
+
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("registry::", stringify!($name)), needs: NEEDS, run: || { $name(); Verdict::Ok(()) } }),*];
+        pub(crate) const CASES: &[Case] = &[
+            $(Case { name: concat!("registry::", stringify!($name)), needs: NEEDS, run: || { $name(); Verdict::Ok(()) } },)*
+            Case { name: "registry::https_asks_for_a_certificate_that_this_host_trusts", needs: HTTPS, run: https },
+        ];
     };
 }
 
@@ -112,8 +119,7 @@ fn archives_of_skopeo_are_the_same_image() {
         skopeo_copy(&source(), &format!("{kind}:{}:example.org/debian:{kind}", file.display()), &[]);
         let added = store.load(&file, &()).unwrap_or_else(|e| panic!("{}", words(&e)));
         assert_eq!(added[0].names[0].to_string(), format!("example.org/debian:{kind}"));
-        let mut packed =
-            Command::new("zstd").arg("-1cq").arg(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut packed = Command::new("zstd").arg("-1cq").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
         let again = store.load_stream("standard input", packed.stdout.as_mut().unwrap(), &()).unwrap();
         assert!(packed.wait().unwrap().success());
         assert_eq!((again[0].new, &again[0].manifest), (false, &added[0].manifest));
@@ -182,4 +188,76 @@ fn a_full_disk_is_told_and_leaves_room() {
     let error = words(&store.load(&layout().0, &()).unwrap_err());
     assert!(error.contains("is full"), "{error}");
     assert_eq!(count(&store, "tmp"), 0);
+}
+
+/// An address of this machine other than loopback's: only there https is spoken.
+fn own_address() -> Option<String> {
+    let output = Command::new("hostname").arg("-I").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.split_whitespace().find(|a| a.contains('.')).map(str::to_owned)
+}
+
+fn openssl(folder: &Path, arguments: &str) {
+    must(Command::new("openssl").current_dir(folder).args(arguments.split(' ')));
+}
+
+/// An authority, and a certificate from it for this address.
+fn certificates(folder: &Path, address: &str) {
+    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.pem -subj /CN=authority");
+    openssl(folder, "req -newkey rsa:2048 -nodes -keyout leaf.key -out leaf.csr -subj /CN=registry");
+    let extensions = format!("subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n");
+    fs::write(folder.join("leaf.ext"), extensions).unwrap();
+    openssl(
+        folder,
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out leaf.pem",
+    );
+}
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn https() -> Verdict {
+    let Some(address) = own_address() else { return Err(Skip("this machine has no address but loopback".to_owned())) };
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path(), &address);
+    let port = TcpListener::bind((address.as_str(), 0)).unwrap().local_addr().unwrap().port();
+    let [data, certificate, key] =
+        ["data", "leaf.pem", "leaf.key"].map(|f| folder.path().join(f).display().to_string());
+    let config = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: \"{address}:{port}\", tls: {{certificate: {certificate}, key: {key}}}}}\n"
+    );
+    fs::write(folder.path().join("config.yml"), config).unwrap();
+    let mut serve = Command::new("docker-registry");
+    serve.arg("serve").arg(folder.path().join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
+    let _server = Server(serve.spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect((address.as_str(), port)).is_err() {
+        assert!(Instant::now() < until, "docker-registry does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The registry is empty: to be told so is to have spoken with it.
+    for (roots, expected) in
+        [("ca.pem", "(404)"), ("leaf.csr", "ca-certificates"), ("/etc/ssl/certs/none", "ca-certificates")]
+    {
+        let mut pull = duplex();
+        pull.arg("pull").arg(format!("{address}:{port}/x"));
+        pull.env("SSL_CERT_FILE", folder.path().join(roots)).env("SSL_CERT_DIR", folder.path().join("data"));
+        let output = pull.output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains(expected), "{roots}: {words}");
+    }
+    let other = tempfile::tempdir().unwrap();
+    certificates(other.path(), &address);
+    let mut pull = duplex();
+    pull.arg("pull").arg(format!("{address}:{port}/x")).env("SSL_CERT_FILE", other.path().join("ca.pem"));
+    let words = String::from_utf8_lossy(&pull.output().unwrap().stderr).into_owned();
+    assert!(words.contains("certificate"), "{words}");
+    Ok(())
 }

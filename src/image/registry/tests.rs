@@ -278,25 +278,23 @@ fn a_server_that_fails_once_is_asked_again() {
 
 type Change = Box<dyn Fn(&Request, Reply) -> Reply + Send + Sync>;
 
-/// Every way in which an answer can be bad, for every kind of request.
-#[test]
-fn whatever_a_registry_does_wrong_is_told_and_leaves_nothing() {
-    let (image, big) = large();
+/// Every way in which an answer can be bad, for every kind of request: which one, the answer, and words of the error.
+fn scripts(image: &TestImage, big: &str) -> Vec<(String, Change, &'static str)> {
     let config = sha256(&image.config).to_string();
-    let length = Shelf::of(&image).blobs[&big].len();
+    let length = Shelf::of(image).blobs[big].len();
     let flip = |bytes: &[u8]| {
         let mut bytes = bytes.to_vec();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         bytes
     };
-    let flipped = flip(&Shelf::of(&image).blobs[&big]);
+    let flipped = flip(&Shelf::of(image).blobs[big]);
     let flipped_config = flip(&image.config);
     let fixed = |reply: Reply| -> Change { Box::new(move |_, _| reply.clone()) };
     let basic = Reply::new(401, b"").header("WWW-Authenticate", "Basic realm=\"x\"");
     let far = Reply::new(401, b"").header("WWW-Authenticate", "Bearer realm=\"http://example.org/token\"");
     let no_url = Reply::new(401, b"").header("WWW-Authenticate", "Bearer realm=\"nothing\"");
-    let scripts: Vec<(&str, Change, &str)> = vec![
+    let scripts: Vec<(&str, Change, &'static str)> = vec![
         ("/manifests/", fixed(Reply::new(404, b"{}")), "no manifest x:t (404)"),
         ("/manifests/", fixed(Reply::new(401, b"")), "anonymous users (401)"),
         ("/manifests/", fixed(basic), "anonymous users (401)"),
@@ -318,27 +316,33 @@ fn whatever_a_registry_does_wrong_is_told_and_leaves_nothing() {
         (&config, fixed(Reply::new(200, &flipped_config)), "Wrong digest of config"),
         (&config, fixed(Reply::new(200, b"{}")), "announces 2 bytes"),
         (&config, Box::new(|_, good| good.stall(10)), "stalled"),
-        (&big, fixed(Reply::new(404, b"")), "(404)"),
-        (&big, fixed(Reply::new(416, b"no such range")), "answers 416"),
-        (&big, fixed(Reply::new(200, &flipped)), "Wrong digest of layer"),
-        (&big, fixed(Reply::new(200, &flipped).chunked()), "Wrong digest of layer"),
-        (&big, fixed(Reply::new(200, &vec![7; length])), "Wrong digest of layer"),
-        (&big, fixed(Reply::new(200, &vec![7; length - 1])), "announces"),
-        (&big, fixed(Reply::new(200, &vec![7; length + 1]).chunked()), "longer than"),
-        (&big, fixed(Reply::new(200, &flipped[..1000]).chunked()), "short"),
-        (&big, Box::new(|_, good| good.cut(1000)), "short"),
-        (&big, Box::new(|_, good| good.stall(0)), "stalled"),
-        (&big, Box::new(|_, good| good.stall(1000)), "stalled"),
-        (&big, Box::new(|_, good| good.drip(Duration::from_millis(20))), "stalled"),
-        (&big, Box::new(|r, _| Reply::redirect(&format!("{}x", r.path))), "too many redirects"),
-        (&big, fixed(Reply::redirect("http://127.0.0.1:1/")), "Cannot reach registry"),
-        (&big, fixed(Reply::new(206, b"abc").header("Content-Range", "bytes 9-11/12")), "short"),
-        (&big, fixed(Reply::new(206, b"abc").header("Content-Range", "nonsense")), "short"),
-        (&big, fixed(Reply::new(204, b"")), "announces 0 bytes"),
+        (big, fixed(Reply::new(404, b"")), "(404)"),
+        (big, fixed(Reply::new(416, b"no such range")), "answers 416"),
+        (big, fixed(Reply::new(200, &flipped)), "Wrong digest of layer"),
+        (big, fixed(Reply::new(200, &flipped).chunked()), "Wrong digest of layer"),
+        (big, fixed(Reply::new(200, &vec![7; length])), "Wrong digest of layer"),
+        (big, fixed(Reply::new(200, &vec![7; length - 1])), "announces"),
+        (big, fixed(Reply::new(200, &vec![7; length + 1]).chunked()), "longer than"),
+        (big, fixed(Reply::new(200, &flipped[..1000]).chunked()), "short"),
+        (big, Box::new(|_, good| good.cut(1000)), "short"),
+        (big, Box::new(|_, good| good.stall(0)), "stalled"),
+        (big, Box::new(|_, good| good.stall(1000)), "stalled"),
+        (big, Box::new(|_, good| good.drip(Duration::from_millis(20))), "stalled"),
+        (big, Box::new(|r, _| Reply::redirect(&format!("{}x", r.path))), "too many redirects"),
+        (big, fixed(Reply::redirect("http://127.0.0.1:1/")), "Cannot reach registry"),
+        (big, fixed(Reply::new(206, b"abc").header("Content-Range", "bytes 9-11/12")), "short"),
+        (big, fixed(Reply::new(206, b"abc").header("Content-Range", "nonsense")), "short"),
+        (big, fixed(Reply::new(204, b"")), "announces 0 bytes"),
     ];
-    for (part, change, expected) in scripts {
+    scripts.into_iter().map(|(part, change, expected)| (part.to_owned(), change, expected)).collect()
+}
+
+#[test]
+fn whatever_a_registry_does_wrong_is_told_and_leaves_nothing() {
+    let (image, big) = large();
+    for (part, change, expected) in scripts(&image, &big) {
         eprintln!("{part}: {expected}");
-        let fake = Shelf::of(&image).serve_but(part, move |request, good| change(request, good));
+        let fake = Shelf::of(&image).serve_but(&part, move |request, good| change(request, good));
         let bench = if expected == "stalled" { hasty(300) } else { bench() };
         let begin = Instant::now();
         let error = words(&bench.pull(&fake).unwrap_err());
