@@ -171,13 +171,13 @@ fn ratio(compared: &Comparison) -> String {
     format!("{} [{}, {}]", times(ratio.ratio), times(ratio.low), times(ratio.high))
 }
 
-/// Three digits that matter.
+/// Two or three digits that matter.
 fn times(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v if v >= 1.0 => format!("{v:.2}"),
-        v => format!("{v:.3}"),
+        v => format!("{v:.2}"),
     }
 }
 

@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::Ratio;
 
-/// Fewest rounds that allow a verdict.
+/// Fewest rounds that allow a verdict on times.
 pub(super) const LEAST_ROUNDS: usize = 5;
+/// Fewest rounds that allow a verdict on memory, which hardly varies: the interval of three rounds spans all of them.
+const LEAST_MEMORY_ROUNDS: usize = 3;
 /// Widest interval (upper over lower end) in which "no difference" means something: a wider one could hide a difference of a quarter.
 const WIDEST: f64 = 1.25;
 
@@ -44,11 +46,11 @@ pub enum Verdict {
 impl Verdict {
     /// The verdict on this ratio from so many rounds.
     pub fn on(kind: Kind, rounds: usize, ratio: &Ratio) -> Self {
-        let (above, below) = match kind {
-            Kind::Time => (Self::Slower, Self::Faster),
-            Kind::Size => (Self::More, Self::Less),
+        let (above, below, least) = match kind {
+            Kind::Time => (Self::Slower, Self::Faster, LEAST_ROUNDS),
+            Kind::Size => (Self::More, Self::Less, LEAST_MEMORY_ROUNDS),
         };
-        if rounds < LEAST_ROUNDS {
+        if rounds < least {
             Self::CannotTell
         } else if ratio.low > 1.0 {
             above
@@ -117,6 +119,7 @@ mod tests {
         assert!(cannot >= 90, "{cannot} of 100");
         let few = Ratio { ratio: 2.0, low: 1.9, high: 2.1, confidence: 0.99 };
         assert_eq!(Verdict::on(Kind::Time, LEAST_ROUNDS - 1, &few), Verdict::CannotTell);
-        assert_eq!(Verdict::on(Kind::Size, LEAST_ROUNDS, &few), Verdict::More);
+        assert_eq!(Verdict::on(Kind::Size, LEAST_MEMORY_ROUNDS, &few), Verdict::More);
+        assert_eq!(Verdict::on(Kind::Size, LEAST_MEMORY_ROUNDS - 1, &few), Verdict::CannotTell);
     }
 }

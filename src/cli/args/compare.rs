@@ -23,7 +23,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub warmup: u32,
     /// Rounds that measure memory, apart from the timed ones
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub memory_runs: u32,
     /// Memory of every arm
     #[arg(short, long, default_value = "512m", value_name = "SIZE")]
