@@ -334,3 +334,33 @@ fn later_entries_replace_earlier_ones() {
     assert_eq!((size("f"), size("g"), size("d/x"), size("e")), (2, 1, 0, 0));
     assert_eq!(converted.tree.find(b"e/x"), None);
 }
+
+#[test]
+fn a_full_disk_and_a_broken_stream_are_told_apart() {
+    struct Broken(Vec<u8>);
+    impl Read for Broken {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            match self.0.pop() {
+                Some(byte) => {
+                    buf[0] = byte;
+                    Ok(1)
+                }
+                None => Err(std::io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+    let bytes = Tarball::default().file("f", &[1; 2 << 20]).end();
+    let mut full = File::options().write(true).open("/dev/full").unwrap();
+    let error = layer::convert(&mut &bytes[..], Compression::None, &Budget::default(), &mut full).unwrap_err();
+    assert!(matches!(&error, LayerError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
+    let mut broken = Broken(bytes[..3000].iter().rev().copied().collect());
+    let mut data = tempfile::tempfile().unwrap();
+    let error = layer::convert(&mut broken, Compression::None, &Budget::default(), &mut data).unwrap_err();
+    assert!(
+        matches!(error, LayerError::Decompress(_)),
+        "the stream's error, not that the archive is cut short: {error}"
+    );
+    let (made, _) = convert(&bytes, &Budget::default()).unwrap();
+    let device = duplex::image::erofs::Device { data_len: made.data_len, digest: made.diff_id };
+    assert!(duplex::image::erofs::write(&made.tree, &[device], &mut full).is_err());
+}
