@@ -7,8 +7,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Archive, ArchiveError};
-use super::ingest::{IngestError, SourceError, ingest};
-use super::pull::LoadError;
+use super::ingest::{IngestError, SourceError};
+use super::pull::{LoadError, bring};
 use super::reference::Reference;
 use super::store::Store;
 use crate::spec::Digest;
@@ -53,24 +53,19 @@ impl Store {
         {
             return Ok(seen.manifest);
         }
-        let bring = || -> Result<Digest, IngestError> {
+        let load = || -> Result<Digest, IngestError> {
             let writer = self.writer()?;
             let archive = Archive::open(path, writer.scratch())?;
             let images = archive.images()?;
             let Some(image) = images.first().filter(|_| images.len() == 1) else {
                 return Err(SourceError::from(ArchiveError::Empty { archive: shown.clone() }).into());
             };
-            ingest(&writer, &archive, &image.plan, &())?;
             let manifest = &image.plan.manifest;
-            let name = NAME.parse::<Reference>();
-            if let Ok(name) = name
-                && !writer.name(&name, manifest)?
-            {
-                return Err(IngestError::ImageGone(manifest.clone()));
-            }
+            let name: Vec<Reference> = NAME.parse().into_iter().collect();
+            bring(&writer, &archive, &image.plan, &name, &())?;
             writer.note_embedded(&looks(manifest.clone()))?;
             Ok(manifest.clone())
         };
-        bring().map_err(failed)
+        load().map_err(failed)
     }
 }

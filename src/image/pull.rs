@@ -5,12 +5,15 @@ use std::path::Path;
 
 use super::archive::Archive;
 use super::embedded::is_embedded;
-use super::ingest::{IngestError, ingest};
+use super::ingest::{IngestError, Plan, Source, ingest};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::registry::{RegistryOptions, Repository};
-use super::store::Store;
+use super::store::{Store, Writer};
 use crate::spec::Digest;
+
+/// How often an image that vanishes before it has its name is made again.
+const ATTEMPTS: u32 = 8;
 
 /// An image that is in the store now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,28 @@ pub enum LoadError {
     },
 }
 
+/// Puts an image into the store and names it. `true` if it was not there before. Another process may remove it between the two, together with
+/// its last name; then it is made again, from layers that nobody collects while the writer lives.
+pub(super) fn bring(
+    writer: &Writer<'_>,
+    source: &dyn Source,
+    plan: &Plan,
+    names: &[Reference],
+    progress: &dyn Progress,
+) -> Result<bool, IngestError> {
+    let mut new = false;
+    'again: for _ in 0..ATTEMPTS {
+        new |= ingest(writer, source, plan, progress)?;
+        for name in names {
+            if !writer.name(name, &plan.manifest)? {
+                continue 'again;
+            }
+        }
+        return Ok(new);
+    }
+    Err(IngestError::ImageGone(plan.manifest.clone()))
+}
+
 impl Store {
     /// Fetches an image from its registry, anonymously, and names it.
     pub fn pull(
@@ -77,10 +102,7 @@ impl Store {
             let repository = Repository::new(reference, options)?;
             let plan = repository.plan(reference)?;
             let writer = self.writer()?;
-            let new = ingest(&writer, &repository, &plan, progress)?;
-            if !writer.name(reference, &plan.manifest)? {
-                return Err(IngestError::ImageGone(plan.manifest));
-            }
+            let new = bring(&writer, &repository, &plan, std::slice::from_ref(reference), progress)?;
             Ok(Added { manifest: plan.manifest, names: vec![reference.clone()], new })
         };
         pull().map_err(|source| PullError::Failed { reference: reference.clone(), source: Box::new(source) })
@@ -118,13 +140,8 @@ impl Store {
         }
         let mut added: Vec<Added> = Vec::new();
         for image in images {
-            let new = ingest(&writer, &archive, &image.plan, progress).map_err(failed)?;
+            let new = bring(&writer, &archive, &image.plan, &image.names, progress).map_err(failed)?;
             let manifest = image.plan.manifest;
-            for name in &image.names {
-                if !writer.name(name, &manifest).map_err(|e| failed(e.into()))? {
-                    return Err(failed(IngestError::ImageGone(manifest)));
-                }
-            }
             match added.iter_mut().find(|a| a.manifest == manifest) {
                 Some(known) => known.names.extend(image.names),
                 None => added.push(Added { manifest, names: image.names, new }),

@@ -80,3 +80,25 @@ fn killing_leaves_whole_images_or_none() {
         assert_eq!(fs::read_dir(root.join(part)).unwrap().count(), 0, "{part}");
     }
 }
+
+#[test]
+fn an_image_that_others_keep_removing_is_still_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    archives(folder.path());
+    let (root, file) = (folder.path().join("store"), folder.path().join("a.tar"));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let end = || done.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let store = Store::open(&root).unwrap();
+            while !end() {
+                let _ = store.remove(&name(0), &BTreeSet::new());
+            }
+        });
+        for round in 0..40 {
+            let store = Store::open(&root).unwrap();
+            store.load(&file, &()).unwrap_or_else(|e| panic!("round {round}: {e:?}"));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

@@ -111,13 +111,14 @@ impl Writer<'_> {
             return Ok(());
         }
         // What is there was damaged: put ours in its place.
-        disk.remove_folder(&to, &self.scratch.join(format!("broken-{}", record.diff_id.hex())))?;
+        disk.remove_folder(&to, &self.scratch.join(scratch_name()?))?;
         disk.publish_folder(&draft.folder, &to).map(|_| ())
     }
 
     /// Begins an image: a scratch folder, and in it the file for the merged metadata.
     pub(in crate::image) fn draft_image(&self, manifest: &Digest) -> Result<(PathBuf, File), StoreError> {
-        let folder = self.scratch.join(format!("image-{}", manifest.hex()));
+        // An image that vanished before it had its name is begun again, and another draft of it may lie here.
+        let folder = self.scratch.join(format!("image-{}-{}", manifest.short(), scratch_name()?));
         self.store.disk.make_folder(&folder)?;
         let meta = self.store.disk.create(&folder.join("meta"))?;
         Ok((folder, meta))
@@ -143,7 +144,7 @@ impl Writer<'_> {
         if disk.publish_folder(folder, &to)? || self.has_image(&record.manifest)? {
             return Ok(());
         }
-        disk.remove_folder(&to, &self.scratch.join(format!("broken-{}", record.manifest.hex())))?;
+        disk.remove_folder(&to, &self.scratch.join(scratch_name()?))?;
         disk.publish_folder(folder, &to).map(|_| ())
     }
 
