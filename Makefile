@@ -56,7 +56,7 @@ lint:
 	cargo clippy --no-default-features --bin duplex-vmm -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items
 
 clean:
 	cargo clean

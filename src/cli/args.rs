@@ -1,4 +1,5 @@
 //! The command line as it is typed. What it means is `meaning`'s business.
+#![allow(rustdoc::broken_intra_doc_links, reason = "square brackets are usage texts that clap prints")]
 
 mod compare;
 mod host;

@@ -56,7 +56,7 @@ impl Vcpu {
     }
 
     /// Makes this thread the processor's own: a [`Kicker`]'s signal from now on takes it out of the guest, even if it arrives just before
-    /// [`Vcpu::run`]. Undone when the returned guard is dropped.
+    /// [`Bound::run`]. Undone when the returned guard is dropped.
     pub fn bind(&mut self) -> Bound<'_> {
         let byte = &raw const self.fd.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.set(byte.cast::<AtomicU8>());
