@@ -82,7 +82,8 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args([
             "-c",
-            &format!("echo $$ >&{number}; ps -o sid= $$ >&{number} || cut -d' ' -f6 /proc/$$/stat >&{number}"),
+            // By its path: `sh` takes numbers of one digit only.
+            &format!("{{ echo $$; cut -d' ' -f6 /proc/$$/stat; }} >/proc/self/fd/{number}"),
         ]);
         let setup = ChildSetup { keep: vec![theirs.into()], session: true, ..ChildSetup::default() };
         let mut child = setup.apply(&mut command).spawn().unwrap();
