@@ -320,13 +320,17 @@ fn no_qemu_is_told() {
 fn others_than_root_are_told() {
     // A copy where anybody may run it.
     let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = dir.path().join("duplex");
     fs::copy(env!("CARGO_BIN_EXE_duplex"), &program).unwrap();
+    fs::create_dir(dir.path().join("guest")).unwrap();
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/duplex/guest/workloads.tar");
+    fs::copy(image, dir.path().join("guest/workloads.tar")).unwrap();
     let run = |words: &[&str]| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).args(words);
-        let output = command.env("DUPLEX_STATE", "/nonexistent").current_dir("/").output().unwrap();
+        command.env("DUPLEX_STATE", "/nonexistent").env("DUPLEX_ROOT", dir.path().join("store"));
+        let output = command.current_dir("/").output().unwrap();
         assert!(!output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
