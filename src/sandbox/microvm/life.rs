@@ -127,6 +127,8 @@ impl Life {
             self.hear_agent(moments);
             self.hear_monitor(moments);
             self.evidence.machine.get_or_insert(end);
+            // A machine that was killed says nothing; its command ended no later than now.
+            moments.note(Moment::Exited, monotonic_ns());
             self.gone = true;
         }
         Ok(true)
