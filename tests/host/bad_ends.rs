@@ -44,8 +44,8 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = Self { folder, before: std::collections::BTreeSet::new() };
-        // The embedded image is converted once, before anything is counted.
-        must(place.duplex().args(["run", "--rm", "--isolation", "container", "workloads", "true"]));
+        // The embedded image is converted once and the folder of names made, before anything is counted.
+        must(place.duplex().args(["run", "--rm", "--isolation", "container", "--name", "first", "workloads", "true"]));
         let before = inventory(&[place.folder.path()]);
         Self { before, ..place }
     }
