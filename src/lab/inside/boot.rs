@@ -71,6 +71,7 @@ fn build(kernel: &Path) -> Result<(), BootError> {
     modprobe(&[&["-a", "-q"][..], &MODULES[..]].concat())
         .unwrap_or_else(|e| complain(&format!("{} ({e})", modules.display())));
     sethostname(b"lab").step("name the host")?;
+    steady_addresses()?;
     loopback::up().step("bring up the loopback interface")
 }
 
@@ -99,6 +100,12 @@ fn system_mounts() -> Result<(), BootError> {
     let controllers = fs::read_to_string(root.join("cgroup.controllers")).step("read the cgroup controllers")?;
     let all: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
     fs::write(root.join("cgroup.subtree_control"), all.join(" ")).step("enable the cgroup controllers")
+}
+
+/// Programs start at the same addresses every time: the emulator keeps its translation of code by address, and would translate each program
+/// anew at each start, as no hardware does. The lab is for trying and measuring; it is not a wall.
+fn steady_addresses() -> Result<(), BootError> {
+    fs::write("/proc/sys/kernel/randomize_va_space", "0").step("switch address randomisation off")
 }
 
 /// Puts the kernel's modules where modprobe, and the kernel when it calls it, look for them.
