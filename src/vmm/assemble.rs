@@ -8,13 +8,14 @@ use std::sync::Arc;
 use super::boot::{self, Image, LoadError, Payload};
 use super::bus::{self, Bus};
 use super::events::{Poller, Wake};
+use super::ioapic::{IoApic, Pin};
 use super::kvm::{KvmError, Vcpu, Vm};
 use super::memory::{self, GuestRam, MemoryError};
 use super::ports::{Ports, SERIAL_IRQ, Serial};
 use super::virtio::blk::{Block, Disk, DiskError, Extent};
 use super::virtio::console::Console;
 use super::virtio::device::{Sources, VirtioDevice};
-use super::virtio::interrupt::{Interrupt, IrqLine};
+use super::virtio::interrupt::Interrupt;
 use super::virtio::mmio::{MmioDevice, WINDOW};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
@@ -103,20 +104,6 @@ impl Inherited {
     }
 }
 
-/// A pin of the machine's IOAPIC.
-#[derive(Debug)]
-struct Pin {
-    vm: Arc<Vm>,
-    gsi: u32,
-}
-
-impl IrqLine for Pin {
-    fn pulse(&self) {
-        // Cannot fail on a VM with interrupt chips; if it did, the guest would wait, and the caller can end it.
-        let _ = self.vm.pulse(self.gsi);
-    }
-}
-
 /// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
@@ -148,8 +135,16 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     let windows: Vec<_> =
         (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::pin(number)?))).collect();
     let cmdline = boot::cmdline(&spec.cmdline, &windows)?;
-    let payload =
-        Payload { kernel: (&kernel, &image), initramfs: initramfs.as_deref(), cmdline: &cmdline, vcpus: spec.vcpus };
+    let pins: Vec<_> = windows.iter().map(|(_, _, pin)| *pin).chain([SERIAL_IRQ]).collect();
+    let last = pins.iter().max().and_then(|pin| usize::try_from(*pin).ok()).unwrap_or(0);
+    let ioapic = Arc::new(IoApic::new(last + 1, vm.clone()));
+    let payload = Payload {
+        kernel: (&kernel, &image),
+        initramfs: initramfs.as_deref(),
+        cmdline: &cmdline,
+        vcpus: spec.vcpus,
+        pins: &pins,
+    };
     let state = boot::load(&ram, spec.memory_mib, &payload)?;
     let mut vcpus = Vec::new();
     for index in 0..spec.vcpus {
@@ -157,11 +152,14 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     }
     if let Some(first) = vcpus.first() {
         first.prepare_boot(&state)?;
+        for (addr, len) in image.mapped() {
+            first.map_ahead(addr, len);
+        }
     }
     let copy = spec.console.map(|fd| inherited.get(fd, "console")).transpose()?;
-    let ports = Ports::new(Serial::new(Arc::new(Pin { vm: vm.clone(), gsi: SERIAL_IRQ }), copy));
-    let devices = on_bus(list, &vm, &ram, wake);
-    Ok(Machine { vcpus, bus: Arc::new(Bus::new(ports, devices)), waiting })
+    let ports = Ports::new(Serial::new(Arc::new(Pin::new(ioapic.clone(), SERIAL_IRQ)), copy));
+    let devices = on_bus(list, &ioapic, &ram, wake);
+    Ok(Machine { vcpus, bus: Arc::new(Bus::new(ports, ioapic, devices)), waiting })
 }
 
 fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
@@ -177,11 +175,16 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
     }
 }
 
-fn on_bus(list: Vec<Box<dyn VirtioDevice>>, vm: &Arc<Vm>, ram: &Arc<GuestRam>, wake: &Arc<Wake>) -> Vec<MmioDevice> {
+fn on_bus(
+    list: Vec<Box<dyn VirtioDevice>>,
+    ioapic: &Arc<IoApic>,
+    ram: &Arc<GuestRam>,
+    wake: &Arc<Wake>,
+) -> Vec<MmioDevice> {
     list.into_iter()
         .enumerate()
         .filter_map(|(number, device)| {
-            let line = Arc::new(Pin { vm: vm.clone(), gsi: bus::pin(number)? });
+            let line = Arc::new(Pin::new(ioapic.clone(), bus::pin(number)?));
             Some(MmioDevice::new(device, ram.clone(), Interrupt::new(line), wake.clone()))
         })
         .collect()

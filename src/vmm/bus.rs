@@ -1,6 +1,9 @@
 //! The bus: which device answers an address. Addresses and interrupts are fixed by a device's number.
 
+use std::sync::Arc;
+
 use crate::spec::MachineExit;
+use crate::vmm::ioapic::{self, IoApic};
 use crate::vmm::ports::Ports;
 use crate::vmm::virtio::counters::Count;
 use crate::vmm::virtio::mmio::{MmioDevice, WINDOW};
@@ -8,8 +11,9 @@ use crate::vmm::virtio::mmio::{MmioDevice, WINDOW};
 /// Address of the first device's window, in the hole below 4 GiB and clear of the interrupt chips.
 pub const FIRST_WINDOW: u64 = 0xd000_0000;
 
-/// IOAPIC pins of the devices, by number: first those that no legacy device ever had, then those whose legacy devices this machine lacks.
-const PINS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 9, 10, 11, 12, 14];
+/// IOAPIC pins of the devices, by number, from the lowest: the IOAPIC is as large as the highest pin in use. Left out are those that Linux takes
+/// for itself (0 and 2, the timer and the second PIC) and the serial port's.
+const PINS: [u32; 16] = [1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
 
 /// Most devices on the bus.
 pub const MOST_DEVICES: usize = PINS.len();
@@ -29,14 +33,15 @@ pub fn window(number: usize) -> u64 {
 pub struct Bus {
     /// I/O ports.
     pub ports: Ports,
+    ioapic: Arc<IoApic>,
     devices: Vec<MmioDevice>,
     strays: Count,
 }
 
 impl Bus {
     /// With these devices at the windows of their numbers.
-    pub fn new(ports: Ports, devices: Vec<MmioDevice>) -> Self {
-        Self { ports, devices, strays: Count::default() }
+    pub fn new(ports: Ports, ioapic: Arc<IoApic>, devices: Vec<MmioDevice>) -> Self {
+        Self { ports, ioapic, devices, strays: Count::default() }
     }
 
     /// The device with this number.
@@ -65,6 +70,9 @@ impl Bus {
         data.fill(0xff);
         match self.at(addr) {
             Some((device, offset)) => device.read(offset, data),
+            None if (ioapic::ADDR..ioapic::ADDR + ioapic::WINDOW).contains(&addr) => {
+                self.ioapic.read(addr - ioapic::ADDR, data)
+            }
             None => self.strays.add(),
         }
     }
@@ -73,6 +81,9 @@ impl Bus {
     pub fn write(&self, addr: u64, data: &[u8]) {
         match self.at(addr) {
             Some((device, offset)) => device.write(offset, data),
+            None if (ioapic::ADDR..ioapic::ADDR + ioapic::WINDOW).contains(&addr) => {
+                self.ioapic.write(addr - ioapic::ADDR, data)
+            }
             None => self.strays.add(),
         }
     }

@@ -1,7 +1,7 @@
 //! Engine 1: one microVM in one process. Knows no image, no command line and no path policy.
 //!
 //! ```text
-//! main -> spawn::decode -> machine::run -> assemble -> { kvm, memory, boot, virtio, ports } -> bus
+//! main -> spawn::decode -> machine::run -> assemble -> { kvm, memory, boot, virtio, ports, ioapic } -> bus
 //!                               \-> vcpu threads ------------------------------------------------^
 //!                               \-> event loop: control socket, host descriptors of devices -----^
 //! ```
@@ -14,6 +14,7 @@ pub mod boot;
 pub mod bus;
 pub mod control;
 pub mod events;
+pub mod ioapic;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -28,12 +28,11 @@ const MOST_VCPUS: u32 = 8;
 
 /// Kernel command line of every machine. The serial console is for a panic's last words and costs an exit a byte: silent otherwise. A
 /// panic resets the machine at once, through the keyboard controller's port. KVM's clock is reliable and needs no check by timers.
-const CMDLINE: &str =
-    "panic=-1 reboot=k rdinit=/init tsc=reliable no_timer_check random.trust_cpu=on 8250.nr_uarts=1 audit=0";
+const CMDLINE: &str = "panic=-1 reboot=k rdinit=/init tsc=reliable no_timer_check random.trust_cpu=on audit=0";
 
 /// What the console says: nothing but a panic, or all to the log file.
-const SILENT: &str = "console=ttyS0 quiet loglevel=1";
-const LOGGED: &str = "console=ttyS0 console=hvc0 loglevel=7";
+const SILENT: &str = "quiet loglevel=1 8250.nr_uarts=0 earlyprintk=ttyS0,keep";
+const LOGGED: &str = "8250.nr_uarts=1 console=ttyS0 console=hvc0 loglevel=7";
 
 /// All that a monitor inherits.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use vm_memory::{ByteValued, GuestAddress};
 
 use super::LoadError;
 use crate::spec::MIB;
-use crate::vmm::memory::{FilePlacer, GuestRam};
+use crate::vmm::memory::{FilePlacer, GuestRam, PAGE};
 
 const MOST_SEGMENTS: usize = 64;
 /// `header` of a bzImage, at 0x202 (Linux `Documentation/arch/x86/boot.rst`).
@@ -135,6 +135,14 @@ impl Image {
     /// First guest address behind the kernel.
     pub fn end(&self) -> u64 {
         self.segments.iter().filter_map(end_of).max().unwrap_or(0)
+    }
+
+    /// Parts that the kernel does not write to by intent, as (guest address, length), in whole pages.
+    pub fn mapped(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.segments.iter().filter(|s| s.p_flags & PF_W == 0).map(|s| {
+            let begin = s.p_paddr / PAGE * PAGE;
+            (begin, (s.p_paddr - begin + s.p_filesz).next_multiple_of(PAGE))
+        })
     }
 
     /// Puts the kernel into memory: code is mapped as far as it goes, and what the kernel will write to is copied, since each page of it would

@@ -86,6 +86,8 @@ pub struct Payload<'a> {
     pub cmdline: &'a Cmdline,
     /// Processors.
     pub vcpus: u8,
+    /// IOAPIC pins with a device.
+    pub pins: &'a [u32],
 }
 
 /// Size of a file in bytes.
@@ -126,7 +128,7 @@ pub fn load(ram: &GuestRam, memory_mib: u32, payload: &Payload<'_>) -> Result<Bo
         place_file(ram, initramfs_addr, file, 0, initramfs_len)?;
     }
     load_cmdline(ram, GuestAddress(CMDLINE_ADDR), payload.cmdline).map_err(LoadError::WriteCmdline)?;
-    let mp_table = mptable::build(payload.vcpus);
+    let mp_table = mptable::build(payload.vcpus, payload.pins.iter().copied());
     ram.write_slice(&mp_table, GuestAddress(mptable::ADDR))?;
     let params = zero_page::build(&zero_page::Facts {
         cmdline: (CMDLINE_ADDR, CMDLINE_MOST as u64),

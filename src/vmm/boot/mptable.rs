@@ -3,6 +3,8 @@
 //! Intel MultiProcessor Specification 1.4, chapter 4. It lies where the specification lets a kernel look first: in the last KiB of base
 //! memory. A machine with one processor has it too: without it Linux would fall back to the PIC and ask for a PIT.
 
+use crate::vmm::ioapic;
+
 /// Guest address of the floating pointer structure, and of the table behind it.
 pub(super) const ADDR: u64 = 0x9_fc00;
 /// First address behind the reserved area.
@@ -10,10 +12,7 @@ pub(super) const END: u64 = 0xa_0000;
 
 const SPEC_1_4: u8 = 4;
 const LOCAL_APIC: u32 = 0xfee0_0000;
-const IOAPIC: u32 = 0xfec0_0000;
 const APIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x11;
-const PINS: u8 = 24;
 
 /// Processor flags: usable, boot processor.
 const USABLE: u8 = 1;
@@ -25,8 +24,9 @@ const NMI: u8 = 1;
 const EXTINT: u8 = 3;
 const ALL: u8 = 0xff;
 
-/// Floating pointer and configuration table for this many processors.
-pub(super) fn build(vcpus: u8) -> Vec<u8> {
+/// Floating pointer and configuration table for this many processors and these IOAPIC pins. Only pins with a device are listed: Linux
+/// sets up each listed one with a dozen accesses to the IOAPIC, each an exit.
+pub(super) fn build(vcpus: u8, pins: impl Iterator<Item = u32>) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count = 0_u16;
     let mut add = |entry: &[u8]| {
@@ -43,10 +43,10 @@ pub(super) fn build(vcpus: u8) -> Vec<u8> {
     }
     add(&[1, 0, b'I', b'S', b'A', b' ', b' ', b' ']);
     let ioapic_id = vcpus;
-    let [a, b, c, d] = IOAPIC.to_le_bytes();
-    add(&[2, ioapic_id, IOAPIC_VERSION, USABLE, a, b, c, d]);
+    let [a, b, c, d, ..] = ioapic::ADDR.to_le_bytes();
+    add(&[2, ioapic_id, ioapic::VERSION, USABLE, a, b, c, d]);
     // Each interrupt of the bus on the pin of its number, edge-triggered and active high as on an ISA bus.
-    for pin in 0..PINS {
+    for pin in pins.filter_map(|pin| u8::try_from(pin).ok()).filter(|pin| usize::from(*pin) < ioapic::MOST_PINS) {
         add(&[3, INT, 0, 0, 0, pin, ioapic_id, pin]);
     }
     add(&[4, EXTINT, 0, 0, 0, 0, 0, 0]);
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn sums_lengths_and_counts_agree() {
         for vcpus in 1..=8 {
-            let bytes = build(vcpus);
+            let bytes = build(vcpus, [4, 16, 17, 300].into_iter());
             assert!(ADDR + bytes.len() as u64 <= END);
             let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |s, b| s.wrapping_add(*b));
             assert_eq!(sum(&bytes[..16]), 0);
@@ -111,6 +111,7 @@ mod tests {
             }
             assert_eq!(kinds.len(), usize::from(u16::from_le_bytes([table[34], table[35]])));
             assert_eq!(kinds.iter().filter(|k| **k == 0).count(), usize::from(vcpus));
+            assert_eq!(kinds.iter().filter(|k| **k == 3).count(), 3);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! KVM: the virtual machine, its interrupt chips and its processors.
 //!
-//! The machine has KVM's in-kernel interrupt chips (local APICs, one IOAPIC, the PIC that comes with them) and no PIT: with an MP table, the
-//! always-running APIC timer in TSC deadline mode and the paravirtual clock, Linux asks for none (`apic_needs_pit`).
+//! The machine has KVM's in-kernel interrupt chips (local APICs, and the PIC and IOAPIC that come with them; the guest is shown another IOAPIC,
+//! [`super::ioapic`]) and no PIT: with an MP table, the always-running APIC timer in TSC deadline mode and the paravirtual clock, Linux asks for none (`apic_needs_pit`).
 #![allow(unsafe_code)]
 
 mod cpuid;
@@ -12,13 +12,14 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 pub use registers::{BootState, GDT_ADDR, PAGE_TABLES_ADDR, write_tables};
 pub use vcpu::{Bound, Exit, Kicker, Vcpu, ready_for_kicks};
 
+use super::ioapic::Messages;
 use super::memory::GuestRam;
 
 /// Where KVM on Intel keeps its three-page task state segment and, behind it, an identity page: in the hole, outside RAM and devices.
@@ -113,14 +114,11 @@ impl Vm {
         registers::set_msrs(&fd).map_err(refused("set a processor's model-specific registers"))?;
         Ok(Vcpu::new(fd))
     }
+}
 
-    /// Raises the edge-triggered interrupt line `gsi` once. Two direct calls cost less than an irqfd here: KVM delivers an irqfd to an IOAPIC
-    /// pin only by way of a work queue.
-    ///
-    /// # Errors
-    /// [`KvmError::Refused`].
-    pub fn pulse(&self, gsi: u32) -> Result<(), KvmError> {
-        self.fd.set_irq_line(gsi, true).map_err(refused("raise an interrupt"))?;
-        self.fd.set_irq_line(gsi, false).map_err(refused("lower an interrupt"))
+impl Messages for Vm {
+    /// KVM takes the message as a device's write to the local APICs' address range. A message that no processor takes is lost, as on a bus.
+    fn send(&self, address: u32, data: u32) {
+        let _ = self.fd.signal_msi(kvm_msi { address_lo: address, data, ..Default::default() });
     }
 }
