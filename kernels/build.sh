@@ -43,34 +43,36 @@ need_tools() {
 
 # fetch_source: prints the path of a tarball that has the pinned hash.
 fetch_source() {
-    local tarball want installed
-    tarball=$(pin tarball) want=$(pin tarball_sha256) installed=/$(pin tarball)
-    if [ -f "$installed" ] && [ "$(hash_of "$installed")" = "$want" ]; then
-        printf '%s\n' "$installed"
+    local deb=$work/deb found
+    if [ -f "/$tarball" ] && [ "$(hash_of "/$tarball")" = "$tarball_sha256" ]; then
+        printf '%s\n' "/$tarball"
         return
     fi
-    if [ ! -f "$work/deb/$tarball" ]; then
-        say "downloading $(pin package) $(pin version)"
-        mkdir -p "$work/deb"
-        (cd "$work/deb" && apt-get -q download "$(pin package)=$(pin version)" >&2) ||
-            die "apt-get cannot download $(pin package)=$(pin version): run apt-get update, or put the package of that version into $work/deb (snapshot.debian.org keeps all of them)"
-        dpkg-deb -x "$work"/deb/"$(pin package)"_*.deb "$work/deb"
+    if [ ! -f "$deb/$tarball" ]; then
+        mkdir -p "$deb"
+        found=("$deb/$package"_*.deb)
+        if [ ${#found[@]} -eq 0 ]; then
+            say "downloading $package $version"
+            (cd "$deb" && apt-get -q download "$package=$version" >&2) ||
+                die "apt-get cannot download $package=$version: run apt-get update; if the mirror has a newer version only, put the package of this version (snapshot.debian.org keeps all) into $deb"
+            found=("$deb/$package"_*.deb)
+        fi
+        dpkg-deb -x "${found[0]}" "$deb"
     fi
-    [ "$(hash_of "$work/deb/$tarball")" = "$want" ] || die "$work/deb/$tarball does not have the sha256 of source.pin ($want); remove $work/deb and try again"
-    printf '%s\n' "$work/deb/$tarball"
+    [ "$(hash_of "$deb/$tarball")" = "$tarball_sha256" ] || die "$deb/$tarball does not have the sha256 of source.pin ($tarball_sha256); remove $deb and try again"
+    printf '%s\n' "$deb/$tarball"
 }
 
 # unpack: a tree of exactly the pinned source and the patches; an old one of the same inputs is used again.
 unpack() {
-    local stamp patch
+    local stamp patch source
     stamp=$(sha256sum source.pin patches/*.patch | sha256sum | cut -d' ' -f1)
     [ "$(cat "$work/stamp" 2>/dev/null || true)" = "$stamp" ] && return
-    local tarball
-    tarball=$(fetch_source)
-    say "unpacking $tarball"
+    source=$(fetch_source)
+    say "unpacking $source"
     rm -rf "${work:?}/tree" "$work/stamp"
     mkdir -p "$work/tree"
-    tar -C "$work/tree" --strip-components=1 -xf "$tarball"
+    tar -C "$work/tree" --strip-components=1 -xf "$source"
     for patch in patches/*.patch; do
         say "applying $patch"
         patch -d "$work/tree" -p1 --batch --quiet <"$patch" || die "$patch does not apply"
@@ -117,7 +119,7 @@ compress() {
 # manifest: the inputs and the outputs of this build, for the test that compares them (tests/offline/kernel_manifest.rs).
 manifest() {
     local file comma=
-    printf '{\n  "source": { "package": "%s", "version": "%s", "tarball_sha256": "%s" },\n' "$(pin package)" "$(pin version)" "$(pin tarball_sha256)"
+    printf '{\n  "source": { "package": "%s", "version": "%s", "tarball_sha256": "%s" },\n' "$package" "$version" "$tarball_sha256"
     printf '  "compiler": "%s",\n  "linker": "%s",\n' "$(gcc --version | head -n1)" "$(ld --version | head -n1)"
     printf '  "inputs": {'
     for file in build.sh source.pin config/*.config patches/*.patch; do
@@ -130,6 +132,10 @@ manifest() {
 }
 
 need_tools
+package=$(pin package)
+version=$(pin version)
+tarball=$(pin tarball)
+tarball_sha256=$(pin tarball_sha256)
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 unpack
