@@ -24,6 +24,8 @@ mod devices;
 mod lives;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/net.rs"]
+mod net_device;
 
 #[path = "host/bad_ends.rs"]
 mod bad_ends;
@@ -47,6 +49,7 @@ const ALL: &[&[runner::Case]] = &[
     lab::CASES,
     layers::CASES,
     lives::CASES,
+    net_device::CASES,
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,

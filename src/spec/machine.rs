@@ -35,6 +35,8 @@ pub struct MachineSpec {
     pub vsock: Option<VsockSpec>,
     /// Where the virtio console's output goes; no console device if `None`.
     pub console: Option<SpecFd>,
+    /// The network device, absent if `None`.
+    pub net: Option<NetDeviceSpec>,
     /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
     pub control: SpecFd,
 }
@@ -75,6 +77,26 @@ pub struct VsockStream {
     pub port: u32,
     /// The host's end.
     pub fd: SpecFd,
+}
+
+/// The network device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDeviceSpec {
+    /// Where its frames go and come from.
+    pub backend: NetBackend,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Longest packet without the Ethernet header, in bytes: 1280 to 65520.
+    pub mtu: u16,
+}
+
+/// Where a network device's frames go and come from. The caller has opened it; other processes must not read or write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetBackend {
+    /// A connected unix stream socket: each frame behind its length in 4 bytes, big-endian. What passt and QEMU's `-netdev stream` speak.
+    Stream(SpecFd),
+    /// A tap interface of one queue made with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR.
+    Tap(SpecFd),
 }
 
 /// What the monitor is asked while it runs: one postcard message per packet.

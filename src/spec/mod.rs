@@ -12,8 +12,8 @@ pub use digest::{Digest, DigestError};
 pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, Limits, LimitsError, MIB, MemorySize};
 pub use machine::{
-    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, RequestToMonitor, SpecFd, VsockSpec,
-    VsockStream, guest_exit,
+    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
+    RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};

@@ -13,3 +13,4 @@ pub mod loops;
 pub mod mounts;
 pub mod signals;
 pub mod spawn;
+pub mod tap;

@@ -17,9 +17,10 @@ use super::virtio::console::Console;
 use super::virtio::device::{Sources, VirtioDevice};
 use super::virtio::interrupt::Interrupt;
 use super::virtio::mmio::{MmioDevice, WINDOW};
+use super::virtio::net::{LONGEST_MTU, LONGEST_MTU_OF_STREAM, Net, SHORTEST_MTU};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
-use crate::spec::{DiskSpec, MachineSpec, SpecFd};
+use crate::spec::{DiskSpec, MachineSpec, NetBackend, NetDeviceSpec, SpecFd};
 use crate::sys::fd;
 
 /// Most processors.
@@ -71,6 +72,17 @@ pub enum AssembleError {
         #[source]
         source: DiskError,
     },
+    /// Packets shorter or longer than the back end carries.
+    #[error("The network device's MTU must be {SHORTEST_MTU} to {most}, not {asked}")]
+    Mtu {
+        /// What the spec says.
+        asked: u16,
+        /// The most with this back end.
+        most: u16,
+    },
+    /// The network device's descriptor is no tap with IFF_VNET_HDR.
+    #[error("The network device's descriptor is not a tap interface")]
+    Tap(#[source] io::Error),
     /// Too many streams.
     #[error("A stream for the guest cannot be held")]
     Stream(#[from] WaitingFull),
@@ -171,8 +183,17 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
     }
     match &spec.vsock {
         Some(vsock) if vsock.cid < 3 || vsock.cid >= u64::from(u32::MAX) => Err(AssembleError::Cid(vsock.cid)),
-        _ => Ok(()),
+        _ => spec.net.as_ref().map_or(Ok(()), check_net),
     }
+}
+
+fn check_net(net: &NetDeviceSpec) -> Result<(), AssembleError> {
+    let most = match net.backend {
+        NetBackend::Stream(_) => LONGEST_MTU_OF_STREAM,
+        NetBackend::Tap(_) => LONGEST_MTU,
+    };
+    let good = (SHORTEST_MTU..=most).contains(&net.mtu);
+    if good { Ok(()) } else { Err(AssembleError::Mtu { asked: net.mtu, most }) }
 }
 
 fn on_bus(
@@ -190,7 +211,7 @@ fn on_bus(
         .collect()
 }
 
-/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, console.
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, console, network.
 struct Devices<'a> {
     spec: &'a MachineSpec,
     inherited: &'a mut Inherited,
@@ -217,7 +238,23 @@ impl Devices<'_> {
             let console = Console::new(self.inherited.get(console, "console")?, self.sources());
             self.list.push(Box::new(console));
         }
+        if let Some(net) = self.spec.net {
+            let net = self.net(&net)?;
+            self.list.push(Box::new(net));
+        }
         Ok(())
+    }
+
+    fn net(&mut self, spec: &NetDeviceSpec) -> Result<Net, AssembleError> {
+        let sources = self.sources();
+        match spec.backend {
+            NetBackend::Stream(fd) => {
+                Ok(Net::over_stream(self.inherited.own(fd, "network stream")?, spec.mac, spec.mtu, sources))
+            }
+            NetBackend::Tap(fd) => {
+                Net::over_tap(self.inherited.own(fd, "tap")?, spec.mac, spec.mtu, sources).map_err(AssembleError::Tap)
+            }
+        }
     }
 
     /// For the device that is made next.

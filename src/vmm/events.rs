@@ -53,6 +53,8 @@ pub struct Interest(EventSet);
 impl Interest {
     /// That it can be read, for as long as it can.
     pub const READ: Self = Self(EventSet::IN);
+    /// That it became readable, each time anew (edge-triggered).
+    pub const INPUT: Self = Self(EventSet::IN.union(EventSet::READ_HANG_UP).union(EventSet::EDGE_TRIGGERED));
     /// That it became readable or writable, each time anew (edge-triggered).
     pub const STREAM: Self =
         Self(EventSet::IN.union(EventSet::OUT).union(EventSet::READ_HANG_UP).union(EventSet::EDGE_TRIGGERED));

@@ -23,6 +23,8 @@ unsafe extern "C" {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn connect(fd: c_int, addr: *const VsockAddr, len: u32) -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn bind(fd: c_int, addr: *const u8, len: u32) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, argument: *const Ifreq) -> c_int;
     fn ioperm(from: c_ulong, count: c_ulong, on: c_int) -> c_int;
     fn reboot(command: c_int) -> c_int;
     fn open(path: *const c_char, flags: c_int) -> c_int;
@@ -203,6 +205,8 @@ fn main() {
         ["refused", port] => refused(port),
         ["random"] => random(),
         ["console", lines] => console(lines),
+        ["net", address, peer] => net(address, peer),
+        ["frames", count] => frames(count),
         ["panic"] => std::process::exit(3),
         // RB_AUTOBOOT; with reboot=t on the command line the kernel makes a triple fault of it.
         ["reset"] => drop(unsafe { reboot(0x0123_4567) }),
@@ -226,4 +230,86 @@ fn poke() {
         out(port, 0xff);
     }
     println!("poked");
+}
+
+/// eth0 as the host's half expects it, up, with this address; then what the host's half says goes back to it.
+fn net(address: &str, peer: &str) {
+    let attribute = |name: &str| fs::read_to_string(format!("/sys/class/net/eth0/{name}")).unwrap_or_default();
+    for name in ["address", "mtu"] {
+        println!("{name}={}", attribute(name).trim());
+    }
+    let features = fs::read_to_string("/sys/class/net/eth0/device/features").unwrap_or_default();
+    println!("features={}", features.trim());
+    configure("eth0", address.parse().unwrap());
+    let mut stream = std::net::TcpStream::connect(peer).unwrap();
+    let mut buffer = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        let count = stream.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        stream.write_all(&buffer[..count]).unwrap();
+        total += count;
+    }
+    println!("echoed={total}");
+    for name in ["rx_errors", "rx_dropped", "tx_errors", "rx_length_errors"] {
+        println!("{name}={}", attribute(&format!("statistics/{name}")).trim());
+    }
+}
+
+/// struct ifreq with an address or flags (netdevice(7)).
+#[repr(C)]
+struct Ifreq {
+    name: [u8; 16],
+    family: u16,
+    port: u16,
+    address: [u8; 4],
+    rest: [u8; 16],
+}
+
+/// Gives an interface its address with a netmask of 24 bits, and brings it up.
+fn configure(name: &str, address: std::net::Ipv4Addr) {
+    const AF_INET: u16 = 2;
+    let fd = unsafe { socket(AF_INET.into(), 2, 0) };
+    let mut request = Ifreq { name: [0; 16], family: AF_INET, port: 0, address: address.octets(), rest: [0; 16] };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFFLAGS with IFF_UP.
+    let mask = Ifreq { address: [255, 255, 255, 0], ..request };
+    let up = Ifreq { family: 1, ..request };
+    for (number, request) in [(0x8916, &request), (0x891c, &mask), (0x8914, &up)] {
+        let done = unsafe { ioctl(fd, number, request) };
+        assert_eq!(done, 0, "ioctl {number:#x}: {}", io::Error::last_os_error());
+    }
+}
+
+/// Sends frames of its own making and hears the same back: `count` of them, of growing length.
+fn frames(count: &str) {
+    const AF_PACKET: c_int = 17;
+    /// An experimental EtherType (IEEE 802, local experimental 1).
+    const PROTOCOL: u16 = 0x88b5;
+    configure("eth0", "10.0.0.2".parse().unwrap());
+    let fd = unsafe { socket(AF_PACKET, 3, PROTOCOL.to_be().into()) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    let mut socket = unsafe { File::from_raw_fd(fd) };
+    let mut address = [0_u8; 20];
+    address[..2].copy_from_slice(&17_u16.to_ne_bytes());
+    address[2..4].copy_from_slice(&PROTOCOL.to_be_bytes());
+    let index: u32 = fs::read_to_string("/sys/class/net/eth0/ifindex").unwrap().trim().parse().unwrap();
+    address[4..8].copy_from_slice(&index.to_ne_bytes());
+    assert_eq!(unsafe { bind(fd, address.as_ptr(), 20) }, 0, "{}", io::Error::last_os_error());
+    let count: usize = count.parse().unwrap();
+    let mtu: usize = fs::read_to_string("/sys/class/net/eth0/mtu").unwrap().trim().parse().unwrap();
+    let mut good = 0;
+    for n in 0..count {
+        let length = 60 + n * (mtu + 14 - 60) / count.max(1);
+        let mut frame: Vec<u8> = (0..length as u64).map(|at| pattern(at + n as u64)).collect();
+        frame[..6].copy_from_slice(&[0xff; 6]);
+        frame[12..14].copy_from_slice(&PROTOCOL.to_be_bytes());
+        socket.write_all(&frame).unwrap();
+        let mut back = vec![0; 70_000];
+        let got = socket.read(&mut back).unwrap();
+        good += usize::from(back[..got] == frame);
+    }
+    println!("good={good}");
 }

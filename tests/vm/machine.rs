@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use duplex::spec::{
-    DiskSpec, ExtentSpec, MachineEvent, MachineExit, MachineSpec, RequestToMonitor, SpecFd, VsockSpec, VsockStream,
+    DiskSpec, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, RequestToMonitor, SpecFd,
+    VsockSpec, VsockStream,
 };
 use duplex::sys::spawn::ChildSetup;
 use duplex::vmm::spawn::encode;
@@ -115,11 +116,22 @@ pub(crate) struct Plan {
     pub(crate) parameters: String,
     pub(crate) disks: Vec<Disk>,
     pub(crate) streams: Vec<(u32, UnixStream)>,
+    /// The network device's end, and its MTU.
+    pub(crate) net: Option<(Wire, u16)>,
     /// A kernel file instead of the installed one.
     pub(crate) kernel: Option<File>,
     /// The console's output goes here instead of into a file.
     pub(crate) console: Option<OwnedFd>,
 }
+
+/// Where a network device's frames go.
+pub(crate) enum Wire {
+    Stream(UnixStream),
+    Tap(OwnedFd),
+}
+
+/// The network device's hardware address.
+pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
 impl Plan {
     pub(crate) fn new(words: &str) -> Self {
@@ -197,6 +209,13 @@ impl Machine {
             disks,
             vsock: Some(VsockSpec { cid: 3, streams }),
             console: Some(pass(output)),
+            net: plan.net.map(|(wire, mtu)| {
+                let backend = match wire {
+                    Wire::Stream(socket) => NetBackend::Stream(pass(socket.into())),
+                    Wire::Tap(tap) => NetBackend::Tap(pass(tap)),
+                };
+                NetDeviceSpec { backend, mac: MAC, mtu }
+            }),
             control: pass(theirs),
         };
         let child = spawn(&spec, keep);

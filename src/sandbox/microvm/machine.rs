@@ -103,6 +103,7 @@ pub(super) fn build(
         disks: vec![disk],
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
+        net: None,
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();

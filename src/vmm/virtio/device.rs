@@ -82,6 +82,8 @@ pub struct DeviceIo<'a> {
     pub interrupt: &'a Interrupt,
     /// What it counts.
     pub counters: &'a Counters,
+    /// The features that the driver accepted.
+    pub features: u64,
 }
 
 impl DeviceIo<'_> {

@@ -167,12 +167,13 @@ impl MmioDevice {
         F: FnOnce(&mut dyn VirtioDevice, &mut DeviceIo<'_>) -> Result<Next, GuestFault>,
     {
         let mut state = self.lock();
-        let State { device, phase, pending, .. } = &mut *state;
+        let State { device, phase, pending, driver_features: features, .. } = &mut *state;
         let Phase::Live(queues) = phase else {
             self.counters.strays.add();
             return;
         };
-        let mut io = DeviceIo { ram: &self.ram, queues, interrupt: &self.interrupt, counters: &self.counters };
+        let (ram, interrupt, counters, features) = (&*self.ram, &self.interrupt, &self.counters, *features);
+        let mut io = DeviceIo { ram, queues, interrupt, counters, features };
         match call(&mut **device, &mut io) {
             Ok(Next::Wait) => {}
             Ok(Next::Again(queue)) => {
@@ -201,8 +202,9 @@ impl MmioDevice {
             Ok(queues) => state.phase = Phase::Live(queues),
             Err(_fault) => return self.break_down(state),
         }
-        let State { device, phase: Phase::Live(queues), .. } = state else { return };
-        let mut io = DeviceIo { ram: &self.ram, queues, interrupt: &self.interrupt, counters: &self.counters };
+        let State { device, phase: Phase::Live(queues), driver_features: features, .. } = state else { return };
+        let (ram, interrupt, counters, features) = (&*self.ram, &self.interrupt, &self.counters, *features);
+        let mut io = DeviceIo { ram, queues, interrupt, counters, features };
         if device.start(&mut io).is_err() {
             self.break_down(state);
         }

@@ -21,6 +21,7 @@ pub mod device;
 pub mod fault;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod status;

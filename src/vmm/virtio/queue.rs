@@ -4,7 +4,7 @@
 //! `virtio-queue` keeps the ring indices; the walk along a chain is ours, because here a bad chain must be told from a short one.
 
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -15,6 +15,7 @@ use super::fault::GuestFault;
 use crate::vmm::memory::GuestRam;
 
 const DESCRIPTOR_SIZE: u64 = 16;
+const USED_ELEMENT: u64 = 8;
 
 /// A queue's registers before DRIVER_OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl QueueSetup {
         if self.avail == 0 || !queue.is_valid(ram) {
             return Err(GuestFault::Layout(index));
         }
-        Ok(Some(LiveQueue { queue }))
+        Ok(Some(LiveQueue { queue, event_idx, asked_at: Wrapping(0) }))
     }
 }
 
@@ -83,6 +84,17 @@ pub enum Served {
     Later,
 }
 
+/// What [`LiveQueue::take_room`] found.
+#[derive(Debug)]
+pub enum Room<'a> {
+    /// Chains with room enough, in the ring's order.
+    Taken(Vec<Chain<'a>>),
+    /// The driver has not offered enough yet.
+    NotYet,
+    /// As many chains as may be taken do not hold it.
+    TooSmall,
+}
+
 /// How far a device came with a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -98,6 +110,9 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct LiveQueue {
     queue: Queue,
+    event_idx: bool,
+    /// The used ring's index when [`LiveQueue::wants_interrupt`] was asked last.
+    asked_at: Wrapping<u16>,
 }
 
 impl LiveQueue {
@@ -168,12 +183,76 @@ impl LiveQueue {
         self.queue.add_used(ram, head, written).map_err(|_| GuestFault::Descriptor(head))
     }
 
-    /// Whether the driver wants an interrupt for what was given back since it was asked last.
+    /// Gives several chains back so that the driver sees all of them or none: parts of one packet (virtio 1.2, 5.1.6.4).
+    ///
+    /// # Errors
+    /// If a chain's index or the used ring is not where it can be.
+    pub fn give_back_together(&mut self, ram: &GuestRam, used: &[(u16, u32)]) -> Result<(), GuestFault> {
+        let size = self.queue.size().max(1);
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, written) in used {
+            if *head >= size {
+                return Err(GuestFault::Descriptor(*head));
+            }
+            // struct virtq_used: le16 flags, le16 idx, then elements of le32 id and le32 len (2.7.8).
+            let slot = u64::from(next.0.checked_rem(size).unwrap_or(0)).saturating_mul(USED_ELEMENT).saturating_add(4);
+            let [a, b] = head.to_le_bytes();
+            let [e, f, g, h] = written.to_le_bytes();
+            let at = GuestAddress(self.queue.used_ring().saturating_add(slot));
+            ram.write_slice(&[a, b, 0, 0, e, f, g, h], at).map_err(|_| self.ring_fault())?;
+            next = Wrapping(next.0.wrapping_add(1));
+        }
+        let index = GuestAddress(self.queue.used_ring().saturating_add(2));
+        ram.store(next.0.to_le(), index, Ordering::Release).map_err(|_| self.ring_fault())?;
+        self.queue.set_next_used(next.0);
+        Ok(())
+    }
+
+    /// Takes the next chains until they hold `want` writable bytes, at most `most` chains. Whoever gets none has been promised a
+    /// notification when there are more, and nothing was taken.
+    ///
+    /// # Errors
+    /// The rule that a chain or the ring breaks.
+    pub fn take_room<'a>(&mut self, ram: &'a GuestRam, want: u64, most: usize) -> Result<Room<'a>, GuestFault> {
+        let mut taken: Vec<Chain<'a>> = Vec::new();
+        let mut room = 0_u64;
+        self.ignore(ram)?;
+        while room < want {
+            let next = if taken.len() < most { self.next(ram)? } else { None };
+            match next {
+                Some(chain) => {
+                    room = room.saturating_add(chain.writable.len());
+                    taken.push(chain);
+                }
+                None if taken.len() < most && self.listen(ram)? => {}
+                None => {
+                    let full = taken.len() >= most;
+                    taken.iter().for_each(|_| self.put_back());
+                    return Ok(if full { Room::TooSmall } else { Room::NotYet });
+                }
+            }
+        }
+        Ok(Room::Taken(taken))
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since it was asked last (virtio 1.2, 2.7.7.2).
     ///
     /// # Errors
     /// If the ring is not in memory.
     pub fn wants_interrupt(&mut self, ram: &GuestRam) -> Result<bool, GuestFault> {
-        self.queue.needs_notification(ram).map_err(|_| self.ring_fault())
+        let now = Wrapping(self.queue.next_used());
+        let before = std::mem::replace(&mut self.asked_at, now);
+        if !self.event_idx || now == before {
+            return Ok(now != before);
+        }
+        // What was given back must be seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        // le16 used_event stands behind the available ring's elements (2.7.6).
+        let offset = u64::from(self.queue.size()).saturating_mul(2).saturating_add(4);
+        let at = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+        let wish: u16 = ram.load(at, Ordering::Relaxed).map_err(|_| self.ring_fault())?;
+        let wish = u16::from_le(wish);
+        Ok(now.0.wrapping_sub(wish).wrapping_sub(1) < now.0.wrapping_sub(before.0))
     }
 
     /// Asks the driver to notify of the next chain. True if one came in the meantime.
