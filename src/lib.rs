@@ -1,7 +1,7 @@
 //! Duplex runs any OCI image as a microVM or as a namespace container and measures the difference.
 //!
 //! ```text
-//! cli -> build compose compare shim -> oci
+//! cli -> build compose compare shim -> oci -> keeper
 //!          \------+------+------/----> sandbox (dyn) -> microvm -> vmm
 //!                                         |        \-> container -> libcontainer
 //!                                         \-> image, net, jail            all -> spec, sys
@@ -15,6 +15,7 @@
 //! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
 //! | [`image`] | references, registry, store, layers, EROFS, archives |
 //! | [`sandbox`] | the trait over both engines, and what survives on disk |
+//! | [`keeper`] | the owner of one sandbox from its start to its last end, and who talks to it |
 //! | [`compare`] | both isolations, one workload, numbers |
 //! | [`lab`] | the emulated KVM host |
 //! | [`doctor`] | what this host can do |
@@ -36,6 +37,8 @@ pub mod container;
 pub mod doctor;
 #[cfg(feature = "cli")]
 pub mod image;
+#[cfg(feature = "cli")]
+pub mod keeper;
 #[cfg(feature = "cli")]
 pub mod lab;
 #[cfg(feature = "cli")]

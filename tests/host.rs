@@ -35,6 +35,8 @@ mod conformance;
 mod lab;
 #[path = "host/layers.rs"]
 mod layers;
+#[path = "host/life.rs"]
+mod life;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/registry.rs"]
@@ -48,6 +50,7 @@ const ALL: &[&[runner::Case]] = &[
     devices::CASES,
     lab::CASES,
     layers::CASES,
+    life::CASES,
     lives::CASES,
     net_device::CASES,
     real_input::CASES,

@@ -4,6 +4,7 @@
 mod compare;
 mod host;
 mod image;
+mod life;
 mod run;
 
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use compare::CompareArgs;
 pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub(super) use life::{
+    AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, WaitArgs,
+};
 pub(super) use run::{PullPolicy, RunArgs};
 
 /// Runs any OCI image as a microVM or as a container, and measures the difference.
@@ -43,6 +47,32 @@ pub(super) struct EverywhereArgs {
 pub(super) enum Verb {
     /// Run an image as a microVM or as a container
     Run(Box<RunArgs>),
+    /// Define a sandbox as 'run' would, without starting it
+    Create(Box<RunArgs>),
+    /// Start sandboxes that do not run
+    Start(StartArgs),
+    /// List sandboxes
+    Ps(PsArgs),
+    /// Show all that is known of sandboxes
+    Inspect(InspectArgs),
+    /// Show what a sandbox has written
+    Logs(LogsArgs),
+    /// Connect this terminal to a sandbox that runs
+    Attach(AttachArgs),
+    /// Ask sandboxes to end, and end them after a time
+    Stop(StopArgs),
+    /// Stop sandboxes and start them again
+    Restart(StopArgs),
+    /// Send sandboxes a signal
+    Kill(KillArgs),
+    /// Wait for the end of sandboxes and print their exit codes
+    Wait(WaitArgs),
+    /// Remove sandboxes
+    Rm(RmArgs),
+    /// Give a sandbox another name
+    Rename(RenameArgs),
+    /// Remove all sandboxes that have ended
+    Prune(PruneArgs),
     /// Run one image both ways, taking turns, and measure what the difference costs
     Compare(Box<CompareArgs>),
     /// Fetch an image from a registry

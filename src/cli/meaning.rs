@@ -2,6 +2,10 @@
 
 mod capabilities;
 mod command;
+mod definition;
+mod signal;
+
+use std::collections::BTreeMap;
 
 use crate::spec::{Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, SandboxId, SandboxSpec, TerminalSize};
 
@@ -9,6 +13,8 @@ use super::args::RunArgs;
 
 pub(super) use capabilities::capabilities;
 pub(super) use command::{Variables, command, environment};
+pub(super) use definition::{LifeError, definition};
+pub(super) use signal::signal;
 
 /// Docker's least memory limit.
 const LEAST_MEMORY: MemorySize = MemorySize(6 * MIB);
@@ -28,6 +34,10 @@ pub(super) struct ImageDefaults {
     pub working_dir: String,
     /// `User`, empty if unset.
     pub user: String,
+    /// `StopSignal`.
+    pub stop_signal: Option<String>,
+    /// `Labels`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What the meaning of a command line depends on beside its words.
@@ -89,6 +99,9 @@ pub(super) enum MeaningError {
     /// A terminal was asked for and there is none to connect.
     #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
     NotATerminal,
+    /// About the sandbox's life.
+    #[error(transparent)]
+    Life(#[from] LifeError),
 }
 
 /// The sandbox that this command line and image describe.

@@ -7,15 +7,20 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod attached;
 mod engine;
 mod environment;
 mod fail;
+mod filter;
+mod keeping;
 mod meaning;
 mod output;
 mod place;
 mod signals;
 mod streams;
+mod template;
 mod terminal;
+mod time;
 mod verbs;
 
 use std::ffi::OsString;
@@ -62,6 +67,10 @@ pub fn main() -> ExitCode {
     if words.get(1).is_some_and(|word| word == "container-init") {
         return crate::container::child::main(words.into_iter().skip(2));
     }
+    // Hidden: the owner of one sandbox that goes on in the background.
+    if words.get(1).is_some_and(|word| word == keeping::VERB) {
+        return ExitCode::from(keeping::main());
+    }
     match run(&words, began) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -84,6 +93,19 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
     let context = Context { began, uid, environment, everywhere: args.everywhere, installation };
     match &args.verb {
         Verb::Run(args) => verbs::run::run(&context, args),
+        Verb::Create(args) => verbs::run::create(&context, args),
+        Verb::Start(args) => verbs::start::start(&context, args),
+        Verb::Ps(args) => verbs::ps::ps(&context, args),
+        Verb::Inspect(args) => verbs::inspect::inspect(&context, args),
+        Verb::Logs(args) => verbs::logs::logs(&context, args),
+        Verb::Attach(args) => verbs::attach::attach(&context, args),
+        Verb::Stop(args) => verbs::stop::stop(&context, args),
+        Verb::Restart(args) => verbs::stop::restart(&context, args),
+        Verb::Kill(args) => verbs::stop::kill(&context, args),
+        Verb::Wait(args) => verbs::stop::wait(&context, args),
+        Verb::Rm(args) => verbs::rm::rm(&context, args),
+        Verb::Rename(args) => verbs::rm::rename(&context, args),
+        Verb::Prune(args) => verbs::rm::prune(&context, args),
         Verb::Compare(args) => verbs::compare::compare(&context, args),
         Verb::Pull(args) => verbs::pull::pull(&context, args),
         Verb::Load(args) => verbs::load::load(&context, args),

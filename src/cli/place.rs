@@ -15,6 +15,7 @@ use super::output::note;
 use crate::compare::Arm;
 use crate::doctor::{self, KvmFinding};
 use crate::lab::{self, LabError, Places, RunError, Settings};
+use crate::sandbox::roster::{Roster, RosterError};
 use crate::spec::Isolation;
 
 /// What a verb needs of the host, and of the lab in its place.
@@ -33,13 +34,14 @@ pub(crate) struct Needs {
 impl Needs {
     /// Of `run`.
     pub(crate) fn of_run(args: &RunArgs) -> Self {
-        let files = [&args.kernel, &args.kernel_log, &args.trace].into_iter().flatten().chain(&args.env_file);
+        let files = [&args.kernel, &args.kernel_log, &args.trace, &args.cidfile].into_iter().flatten();
+        let files = files.chain(&args.env_file).chain(&args.label_file);
         Self {
             kvm: args.isolation == Isolation::MicroVm,
             cgroups: true,
             code: Code::Duplex,
-            stdin: args.interactive,
-            terminal: args.tty,
+            stdin: args.interactive && !args.detach,
+            terminal: args.tty && !args.detach,
             files: files.cloned().collect(),
         }
     }
@@ -117,11 +119,43 @@ pub(crate) fn go(context: &Context, needs: &Needs, reason: String) -> Result<u8,
     let settings = settings(context);
     lab::start(&settings, &mut |step| note(step))
         .map_err(|source| Failure::new(needs.code, PlaceError::Start { reason, source }))?;
-    let mut argv: Vec<OsString> = env::args_os().collect();
-    if let Some(first) = argv.first_mut() {
-        *first = context.installation.duplex.clone().into();
+    in_lab(context, &settings.places, words(context), needs)
+}
+
+/// This command line, by the program's path.
+fn words(context: &Context) -> Vec<OsString> {
+    let program = context.installation.duplex.clone().into();
+    std::iter::once(program).chain(env::args_os().skip(1)).collect()
+}
+
+/// Runs this command line in the lab if that runs and none of these sandboxes is here: they may be there. The exit code if so.
+pub(crate) fn follow(
+    context: &Context,
+    roster: &Roster,
+    sandboxes: &[String],
+    stdin: bool,
+) -> Result<Option<u8>, Failure> {
+    let elsewhere = sandboxes.iter().all(|word| matches!(roster.find(word), Err(RosterError::Unknown(_))));
+    if elsewhere { in_the_running_lab(context, stdin) } else { Ok(None) }
+}
+
+/// The same for a verb about all sandboxes, if there is `none` here.
+pub(crate) fn follow_all(context: &Context, none: bool, stdin: bool) -> Result<Option<u8>, Failure> {
+    if none { in_the_running_lab(context, stdin) } else { Ok(None) }
+}
+
+fn in_the_running_lab(context: &Context, stdin: bool) -> Result<Option<u8>, Failure> {
+    if context.environment.in_lab || context.no_lab() {
+        return Ok(None);
     }
-    in_lab(context, &settings.places, argv, needs)
+    let places = settings(context).places;
+    if !matches!(lab::status(&places), Ok(Some(_))) {
+        return Ok(None);
+    }
+    let all = [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
+    let terminal = stdin && all == [true; 3];
+    let needs = Needs { kvm: false, cgroups: true, code: Code::Failed, stdin, terminal, files: Vec::new() };
+    in_lab(context, &places, words(context), &needs).map(Some)
 }
 
 /// What this host lacks, in words.

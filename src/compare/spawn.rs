@@ -90,7 +90,7 @@ impl Spawner {
     /// `duplex run` of this arm. The host name is fixed: by default it is the sandbox's id, and outputs that show it would differ.
     fn command(&self, arm: &Arm, options: &[&str], image: &str, words: &[String]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.everywhere).args(["run", "--no-lab", "--pull", "never", "--hostname", "duplex"]);
+        command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never", "--hostname", "duplex"]);
         command.arg("--isolation").arg(arm.isolation.to_string());
         command.arg("--memory").arg(self.plan.memory.0.to_string()).arg("--cpus").arg(self.plan.cpus.to_string());
         command.arg("--trace").arg(self.trace_file());

@@ -5,8 +5,11 @@ pub mod cgroup;
 pub mod container;
 pub mod etc;
 pub mod fake;
+mod grip;
 pub mod microvm;
+mod names;
 mod relay;
+pub mod roster;
 pub mod shelf;
 mod signals;
 

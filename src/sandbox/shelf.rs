@@ -4,7 +4,8 @@
 //! STATE/<id>/lock          locked (flock) by the owner for its whole life: who gets the lock owns what is left
 //! STATE/<id>/record.json   what the sandbox is, written before any other resource is made
 //! STATE/<id>/...           the engines' own files
-//! STATE/names/<name>       a symbolic link to the id that has the name
+//! STATE/names/<name>       a symbolic link to the id that has the name (`names`)
+//! STATE/roster/<id>/       what stays of a sandbox when it has ended (`roster`)
 //! STATE/new-*              a folder that is not complete yet: nothing exists but itself
 //! ```
 //!
@@ -12,27 +13,22 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{Cgroup, CgroupError};
+use super::grip::{self, Grip, is_held, try_lock};
+use super::names::{self, NAME_MAX, Names};
 use crate::spec::{IdError, Isolation, SandboxId, SandboxSpec};
 
 /// Version of [`Record`] on disk.
 const VERSION: u32 = 1;
 
-/// Longest name of a sandbox, in bytes.
-const NAME_MAX: usize = 128;
-
 /// An incomplete folder that is older than this belongs to nobody.
 const STALE: Duration = Duration::from_secs(60);
-
-/// How long the lock on names is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The folder of all running sandboxes.
 #[derive(Clone, Debug)]
@@ -97,7 +93,7 @@ pub enum ShelfError {
         source: io::Error,
     },
     /// Somebody has the name.
-    #[error("The name '{name}' is taken by sandbox {holder}: choose another name, or stop that sandbox")]
+    #[error("The name '{name}' is taken by sandbox {holder}: choose another name, or remove that sandbox (duplex rm)")]
     NameTaken {
         /// The name.
         name: String,
@@ -149,9 +145,7 @@ impl Shelf {
     /// # Errors
     /// [`ShelfError::NameTaken`], [`ShelfError::Exists`] or what the file system says. Nothing is left then.
     pub fn reserve(&self, spec: &SandboxSpec) -> Result<Slot, ShelfError> {
-        if let Some(name) = spec.name.as_deref().filter(|n| !is_name(n)) {
-            return Err(ShelfError::BadName(name.to_owned()));
-        }
+        spec.name.as_deref().map_or(Ok(()), names::check)?;
         // What cannot be cleared now is the next sweep's; it does not keep anybody from starting.
         let _ = self.reconcile();
         let fresh = self.folder.join(format!("new-{}-{}", spec.id, std::process::id()));
@@ -161,8 +155,9 @@ impl Shelf {
             let _ = fs::remove_dir_all(&fresh);
         }
         let mut slot = made?;
-        if let Some(name) = &spec.name {
-            self.take_name(name, &spec.id)?;
+        if let Some(name) = &spec.name
+            && Names::of(&self.folder).take(name, &spec.id)?
+        {
             slot.name = Some(name.clone());
         }
         Ok(slot)
@@ -170,9 +165,7 @@ impl Shelf {
 
     fn fill(&self, fresh: &Path, spec: &SandboxSpec) -> Result<Slot, ShelfError> {
         let lock_path = fresh.join("lock");
-        let options = File::options().create_new(true).write(true).mode(0o600).clone();
-        let lock = options.open(&lock_path).map_err(|e| failed("make", &lock_path, e))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed("lock", &lock_path, e.into()))?;
+        let lock = grip::make(&lock_path).map_err(|e| failed("make", &lock_path, e))?;
         let record = Record::of(spec);
         let path = fresh.join("record.json");
         let text = serde_json::to_vec(&record).map_err(|source| ShelfError::Record { path: path.clone(), source })?;
@@ -264,51 +257,6 @@ impl Shelf {
         }
         Ok(())
     }
-
-    fn take_name(&self, name: &str, id: &SandboxId) -> Result<(), ShelfError> {
-        let _guard = self.lock_names()?;
-        let link = self.folder.join("names").join(name);
-        if let Some(holder) = self.holder(&link) {
-            return Err(ShelfError::NameTaken { name: name.to_owned(), holder });
-        }
-        match fs::remove_file(&link) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &link, e)),
-            _ => {}
-        }
-        std::os::unix::fs::symlink(id.as_str(), &link).map_err(|e| failed("make", &link, e))
-    }
-
-    /// The sandbox that a name's link points to, if it is alive.
-    fn holder(&self, link: &Path) -> Option<String> {
-        let target = fs::read_link(link).ok()?;
-        let id: SandboxId = target.to_str()?.parse().ok()?;
-        is_held(&self.path_of(&id)).then(|| id.to_string())
-    }
-
-    fn drop_name(&self, name: &str, id: &SandboxId) -> Result<(), ShelfError> {
-        let _guard = self.lock_names()?;
-        let link = self.folder.join("names").join(name);
-        if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == id.as_str()) {
-            fs::remove_file(&link).map_err(|e| failed("remove", &link, e))?;
-        }
-        Ok(())
-    }
-
-    fn lock_names(&self) -> Result<File, ShelfError> {
-        let path = self.folder.join("names/.lock");
-        let opened = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = opened.map_err(|e| failed("open", &path, e))?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(e) => return Err(failed("lock", &path, e.into())),
-            }
-        }
-    }
 }
 
 impl Slot {
@@ -335,7 +283,10 @@ impl Slot {
         cgroup.map_err(|source| ShelfError::Cgroup { id: self.id.clone(), source })?;
         files?;
         if let Some(name) = &self.name {
-            self.shelf.drop_name(name, &self.id)?;
+            let names = Names::of(&self.shelf.folder);
+            if !names.on_roster(&self.id) {
+                names.drop(name, &self.id)?;
+            }
         }
         let lock = self.path.join("lock");
         match fs::remove_file(&lock) {
@@ -377,42 +328,6 @@ impl Record {
         let text = fs::read(path).map_err(|e| failed("read", path, e))?;
         serde_json::from_slice(&text).map_err(|source| ShelfError::Record { path: path.to_owned(), source })
     }
-}
-
-/// What a try for a folder's lock brought.
-enum Grip {
-    /// Nobody has it; now we have it. `None`: the folder has no lock file (any more), only its emptiness tells.
-    Free(Option<File>),
-    /// Its owner lives.
-    Held,
-    /// The folder went away meanwhile.
-    Gone,
-}
-
-fn try_lock(folder: &Path) -> io::Result<Grip> {
-    let path = folder.join("lock");
-    let file = match File::options().write(true).open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // Removal ends with the lock and then the folder: a folder without a lock is empty and was about to go.
-            return Ok(if folder.exists() { Grip::Free(None) } else { Grip::Gone });
-        }
-        Err(e) => return Err(e),
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Grip::Held),
-        Err(e) => return Err(e.into()),
-    }
-    // The file may have been removed, and another made, between open and lock.
-    let same = fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|m| m.ino() == now.ino()));
-    Ok(if same { Grip::Free(Some(file)) } else { Grip::Gone })
-}
-
-/// Whether an owner lives. A shared lock: those who look do not take each other for the owner.
-fn is_held(folder: &Path) -> bool {
-    let Ok(file) = File::options().write(true).open(folder.join("lock")) else { return false };
-    flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Unmounts what is mounted below a folder in our own mount namespace, the deepest first.
@@ -464,15 +379,7 @@ fn remove_files(folder: &Path) -> Result<(), ShelfError> {
     Ok(())
 }
 
-/// Docker's rule for names, so that a name is one path component.
-fn is_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    name.len() <= NAME_MAX
-        && name.bytes().all(allowed)
-        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-}
-
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> ShelfError {
+pub(super) fn failed(operation: &'static str, path: &Path, source: io::Error) -> ShelfError {
     ShelfError::File { operation, path: path.to_owned(), source }
 }
 

@@ -1,5 +1,6 @@
 //! Words: plain data that every other module shares. No I/O happens here.
 
+mod definition;
 mod digest;
 mod id;
 mod limits;
@@ -8,6 +9,7 @@ mod process;
 mod sandbox;
 mod trace;
 
+pub use definition::{Definition, LogLimits, Restart, RestartError, SIGTERM, Standing, Status};
 pub use digest::{Digest, DigestError};
 pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, Limits, LimitsError, MIB, MemorySize};

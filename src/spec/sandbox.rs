@@ -67,7 +67,7 @@ pub struct SandboxSpec {
 }
 
 /// Where the parts of Duplex and its data are on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installation {
     /// The `duplex` program itself.
     pub duplex: PathBuf,

@@ -14,8 +14,9 @@ const TABLE: &[(&str, &[&str])] = &[
     ("doctor", &[]),
     ("lab", &["doctor"]),
     ("sandbox", &["vmm", "container", "image"]),
+    ("keeper", &["sandbox"]),
     ("compare", &["sandbox", "doctor"]),
-    ("cli", &["compare", "sandbox", "image", "lab", "doctor", "container"]),
+    ("cli", &["compare", "keeper", "sandbox", "image", "lab", "doctor", "container"]),
 ];
 
 /// Crates that only these modules may name.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::spec::{Cpus, Isolation, MemorySize};
+use crate::spec::{Cpus, Isolation, MemorySize, Restart};
 
 /// Run an image as a microVM or as a container
 #[derive(Args, Clone, Debug)]
@@ -17,9 +17,15 @@ pub(crate) struct RunArgs {
     /// Kind of walls: microvm or container
     #[arg(long, value_name = "KIND", default_value = "microvm")]
     pub isolation: Isolation,
-    /// Accepted for Docker's sake: a sandbox in the foreground leaves nothing behind, with or without it
+    /// Remove the sandbox when its command has ended
     #[arg(long)]
     pub rm: bool,
+    /// Go on in the background and print the sandbox's id
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keys that leave an attached terminal without ending its command
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
     /// Connect standard input; without it the command reads end of file
     #[arg(short, long)]
     pub interactive: bool,
@@ -59,6 +65,30 @@ pub(crate) struct RunArgs {
     /// Host name inside [default: the sandbox's id]
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
+    /// Write the sandbox's id to this file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Set a label
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// Set labels from a file of NAME[=VALUE] lines
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Start again when the command has ended: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub restart: Restart,
+    /// Signal that asks the command to end [default: the image's, else SIGTERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds from that signal to SIGKILL
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_timeout: u32,
+    /// Where output is kept: local, or none
+    #[arg(long, value_name = "DRIVER", default_value = "local")]
+    pub log_driver: String,
+    /// How much of it: max-size=SIZE of one file [default: 4m], max-file=N files [default: 3]
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub log_opt: Vec<String>,
     /// Add a capability, or ALL
     #[arg(long, value_name = "CAP")]
     pub cap_add: Vec<String>,

@@ -20,13 +20,14 @@ fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_owned()).collect()
 }
 
-fn image() -> ImageDefaults {
+pub(super) fn image() -> ImageDefaults {
     ImageDefaults {
         entrypoint: strings(&["/bin/tool"]),
         cmd: strings(&["serve", "--all"]),
         env: strings(&["LANG=C", "MODE=image"]),
         working_dir: "/srv".to_owned(),
         user: "app".to_owned(),
+        ..ImageDefaults::default()
     }
 }
 
@@ -47,7 +48,7 @@ fn meant_for(line: &str, image: &ImageDefaults) -> Result<SandboxSpec, MeaningEr
     sandbox(&args(line), image, &digest(), &around)
 }
 
-fn meant(line: &str) -> SandboxSpec {
+pub(super) fn meant(line: &str) -> SandboxSpec {
     meant_for(line, &image()).unwrap()
 }
 

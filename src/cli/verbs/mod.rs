@@ -1,10 +1,17 @@
 //! One file per verb.
 
+pub(super) mod attach;
 pub(super) mod compare;
 pub(super) mod doctor;
 pub(super) mod images;
+pub(super) mod inspect;
 pub(super) mod lab;
 pub(super) mod load;
+pub(super) mod logs;
+pub(super) mod ps;
 pub(super) mod pull;
+pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod run;
+pub(super) mod start;
+pub(super) mod stop;

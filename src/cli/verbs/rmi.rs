@@ -4,16 +4,20 @@ use std::collections::BTreeSet;
 
 use crate::cli::args::RmiArgs;
 use crate::cli::fail::{Code, Failure, failed};
+use crate::cli::keeping::roster;
 use crate::cli::output::{print, say};
 use crate::cli::{Context, engine};
 use crate::image::{Reference, Removed, Store};
+use crate::spec::Digest;
 
 /// Removes images. One that cannot go does not keep the others.
 pub(crate) fn rmi(context: &Context, args: &RmiArgs) -> Result<u8, Failure> {
     let store = engine::store(&context.installation).map_err(failed)?;
+    // A sandbox that has ended may start again.
+    let in_use = roster(context).and_then(|roster| roster.images()).map_err(failed)?;
     let mut code = Code::Done;
     for name in &args.images {
-        match remove(&store, name) {
+        match remove(&store, name, &in_use) {
             Ok(removed) => print(&removed.iter().map(line).collect::<String>())?,
             Err(failure) => {
                 say(failure.render().trim_end());
@@ -24,10 +28,9 @@ pub(crate) fn rmi(context: &Context, args: &RmiArgs) -> Result<u8, Failure> {
     Ok(code as u8)
 }
 
-fn remove(store: &Store, name: &str) -> Result<Vec<Removed>, Failure> {
+fn remove(store: &Store, name: &str, in_use: &BTreeSet<Digest>) -> Result<Vec<Removed>, Failure> {
     let reference: Reference = name.parse().map_err(failed)?;
-    // Running sandboxes hold a lease on their image, so the store knows by itself which images are in use.
-    store.remove(&reference, &BTreeSet::new()).map_err(failed)
+    store.remove(&reference, in_use).map_err(failed)
 }
 
 fn line(removed: &Removed) -> String {

@@ -1,46 +1,159 @@
-//! `duplex run`.
+//! `duplex run` and `duplex create`.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use crate::cli::args::{PullPolicy, RunArgs};
+use crate::cli::attached::{self, Left, Wish};
 use crate::cli::fail::{Failure, run_failed};
-use crate::cli::meaning::{ImageDefaults, MeaningError, Surroundings, sandbox};
-use crate::cli::output::note;
+use crate::cli::keeping::{self, Word, mention, tell};
+use crate::cli::meaning::{self, ImageDefaults, MeaningError, Surroundings, sandbox};
+use crate::cli::output::print;
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::signals::Proxy;
 use crate::cli::{Context, engine, environment, streams, terminal};
 use crate::compare::Trace;
 use crate::image::{Image, ImageConfig, Lease, Reference};
-use crate::spec::{Exit, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec};
-use crate::sys::clock::monotonic_ns;
+use crate::keeper::{Ended, Keeper};
+use crate::sandbox::roster::Entry;
+use crate::spec::{Definition, Isolation, Moment, Moments, SandboxId};
+use crate::sys::clock::{monotonic_ns, realtime_ns};
+
+/// What can be wrong with the options of `run` and `create` beside their meaning.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    /// A file that the user named cannot be read.
+    #[error("Cannot read '{}'", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file for the id.
+    #[error("Cannot write the sandbox's id to '{}', which must be a new file", path.display())]
+    CidFile {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody would see the output.
+    #[error("Option --detach is for 'duplex run': what 'duplex create' defines does not run")]
+    DetachedCreate,
+}
 
 /// Runs an image and exits as its command does.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
-    if args.interactive && args.tty && !terminal::stdin_is_terminal() {
+    let connected = args.interactive && args.tty && !args.detach;
+    if connected && !terminal::stdin_is_terminal() {
         return Err(run_failed(MeaningError::NotATerminal));
     }
+    let keys = attached::keys(&args.detach_keys).map_err(run_failed)?;
     let needs = Needs::of_run(args);
     let place = place::decide(context, &needs)?;
     let (image, lease) = image(context, args)?;
     let ready = monotonic_ns();
-    let spec = spec(args, &image)?;
+    let definition = definition(args, &image)?;
     if let Place::Lab(reason) = place {
         return place::go(context, &needs, reason);
     }
-    let (outcome, moments, usage) = live(context, &spec, &image)?;
+    let entry = defined(context, args, definition, true)?;
+    if args.detach {
+        return detached(context, entry);
+    }
+    // A terminal can be left while the command goes on, so the command's keeper is another process.
+    if connected && args.trace.is_none() {
+        return connected_run(context, entry, keys);
+    }
+    let spec = entry.definition.spec.clone();
+    let ended = live(context, entry, &image)?;
     drop(lease);
     let mut all = Moments::default();
     all.note(Moment::Main, context.began);
     all.note(Moment::ImageReady, ready);
-    moments.0.into_iter().for_each(|(moment, at)| all.note(moment, at));
+    ended.moments.0.into_iter().for_each(|(moment, at)| all.note(moment, at));
     all.note(Moment::Cleaned, monotonic_ns());
     if let Some(path) = &args.trace {
-        let trace = Trace { image: image.manifest, moments: all, outcome: Some(outcome.clone()), usage };
-        write_trace(path, &trace)?;
+        let outcome = Some(ended.outcome.clone());
+        write_trace(path, &Trace { image: image.manifest, moments: all, outcome, usage: ended.usage })?;
     }
-    tell(&outcome, &spec);
-    Ok(outcome.exit.code())
+    mention(ended.troubles);
+    tell(&ended.outcome, &spec);
+    Ok(ended.outcome.exit.code())
+}
+
+/// Defines a sandbox and prints its id.
+pub(crate) fn create(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
+    if args.detach {
+        return Err(run_failed(RunError::DetachedCreate));
+    }
+    let needs = Needs::of_run(args);
+    let place = place::decide(context, &needs)?;
+    let (image, _lease) = image(context, args)?;
+    let definition = definition(args, &image)?;
+    if let Place::Lab(reason) = place {
+        return place::go(context, &needs, reason);
+    }
+    let entry = defined(context, args, definition, false)?;
+    print(&format!("{}\n", entry.definition.spec.id))?;
+    Ok(0)
+}
+
+/// Puts the sandbox on the roster, and its id where the user wants it.
+fn defined(context: &Context, args: &RunArgs, definition: Definition, at_work: bool) -> Result<Entry, Failure> {
+    let cidfile = args.cidfile.as_ref().map(|path| {
+        let made = File::options().create_new(true).write(true).open(path);
+        made.map_err(|source| run_failed(RunError::CidFile { path: path.clone(), source }))
+    });
+    let cidfile = cidfile.transpose()?;
+    let added = keeping::roster(context).and_then(|roster| roster.add(definition, args.name.as_deref(), at_work));
+    let written = added.map_err(run_failed).and_then(|entry| {
+        let (Some(mut file), Some(path)) = (cidfile, &args.cidfile) else { return Ok(entry) };
+        match write!(file, "{}", entry.definition.spec.id) {
+            Ok(()) => Ok(entry),
+            Err(source) => {
+                let _ = entry.remove();
+                Err(run_failed(RunError::CidFile { path: path.clone(), source }))
+            }
+        }
+    });
+    if let (Err(_), Some(path)) = (&written, &args.cidfile) {
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// Leaves the sandbox to a keeper of its own.
+fn detached(context: &Context, entry: Entry) -> Result<u8, Failure> {
+    let spec = entry.definition.spec.clone();
+    let words = keeping::spawn(context, entry, false).map_err(run_failed)?;
+    match words.until_started().map_err(run_failed)? {
+        Ok(()) => {
+            print(&format!("{}\n", spec.id))?;
+            Ok(0)
+        }
+        Err(outcome) => {
+            tell(&outcome, &spec);
+            Ok(outcome.exit.code())
+        }
+    }
+}
+
+/// The same, with this terminal connected.
+fn connected_run(context: &Context, entry: Entry, keys: Vec<u8>) -> Result<u8, Failure> {
+    let spec = entry.definition.spec.clone();
+    let folder = entry.path().to_owned();
+    let mut words = keeping::spawn(context, entry, true).map_err(run_failed)?;
+    while words.next().map_err(run_failed)? != Word::Listening {}
+    let (id, isolation) = (spec.id.clone(), spec.isolation);
+    let wish = Wish { id, isolation, folder, stdin: true, terminal: true, keys, proxy: true };
+    match attached::attach(&wish).map_err(run_failed)? {
+        Left::Ended(outcome) => {
+            tell(&outcome, &spec);
+            Ok(outcome.exit.code())
+        }
+        Left::Detached => Ok(0),
+    }
 }
 
 fn write_trace(path: &Path, trace: &Trace) -> Result<(), Failure> {
@@ -64,30 +177,29 @@ fn image(context: &Context, args: &RunArgs) -> Result<(Image, Lease), Failure> {
     Ok((image, lease))
 }
 
-fn spec(args: &RunArgs, image: &Image) -> Result<SandboxSpec, Failure> {
+fn definition(args: &RunArgs, image: &Image) -> Result<Definition, Failure> {
     let mut id = [0; 6];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(run_failed)?;
-    let read = |path: &std::path::PathBuf| {
-        let text = fs::read_to_string(path).map_err(|e| run_failed(FileError { path: path.clone(), source: e }))?;
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|source| run_failed(RunError::Read { path: path.clone(), source }))?;
         Ok((path.display().to_string(), text))
     };
     let env_files = args.env_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+    let label_files = args.label_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
     let around = Surroundings {
         id: SandboxId::from_bytes(id),
         variable: &environment::variable,
         env_files: &env_files,
         terminal: terminal::size(),
     };
-    sandbox(args, &defaults(&image.config), &image.manifest, &around).map_err(run_failed)
-}
-
-/// A file that the user named cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("Cannot read '{}'", path.display())]
-struct FileError {
-    path: std::path::PathBuf,
-    #[source]
-    source: std::io::Error,
+    let defaults = defaults(&image.config);
+    let mut spec = sandbox(args, &defaults, &image.manifest, &around).map_err(run_failed)?;
+    // A keeper stands elsewhere.
+    for path in [&mut spec.kernel, &mut spec.kernel_log].into_iter().flatten() {
+        *path = std::path::absolute(&*path).map_err(run_failed)?;
+    }
+    meaning::definition(args, &defaults, &label_files, spec, realtime_ns()).map_err(run_failed)
 }
 
 fn defaults(config: &ImageConfig) -> ImageDefaults {
@@ -97,58 +209,26 @@ fn defaults(config: &ImageConfig) -> ImageDefaults {
         env: config.env.clone(),
         working_dir: config.workdir.clone(),
         user: config.user.clone(),
+        stop_signal: config.stop_signal.clone(),
+        labels: config.labels.clone(),
     }
 }
 
-/// The sandbox from its creation until nothing of it is left.
-fn live(
-    context: &Context,
-    spec: &SandboxSpec,
-    image: &Image,
-) -> Result<(Outcome, Moments, crate::spec::Usage), Failure> {
+/// The sandbox from its creation until nothing of it but its entry is left.
+fn live(context: &Context, entry: Entry, image: &Image) -> Result<Ended, Failure> {
+    let spec = entry.definition.spec.clone();
     let backend = engine::backend(&context.installation, spec.isolation, image);
+    let terminal = spec.process.terminal.is_some();
     let connected = spec.process.stdin && terminal::stdin_is_terminal();
     // With a terminal, and for a microVM, the engine copies and the sandbox never holds a stream of ours.
-    let (stdio, copies) = if spec.isolation == Isolation::MicroVm || spec.process.terminal.is_some() {
-        (streams::own(spec.process.stdin).map_err(run_failed)?, None)
-    } else {
-        let (stdio, copies) = streams::detached(spec.process.stdin).map_err(run_failed)?;
-        (stdio, Some(copies))
-    };
-    let signals = Proxy::new(spec.process.terminal.is_some()).map_err(run_failed)?;
-    let mut sandbox = backend.create(spec, stdio).map_err(run_failed)?;
-    let proxy = signals.pass_to(sandbox.remote());
-    let raw = if connected && spec.process.terminal.is_some() {
-        Some(terminal::Raw::enter().map_err(run_failed)?)
-    } else {
-        None
-    };
-    let outcome = sandbox.start().and_then(|()| sandbox.wait());
+    let shielded = spec.isolation == Isolation::Container && !terminal;
+    let signals = Proxy::new(terminal).map_err(run_failed)?;
+    let local = streams::local(spec.process.stdin, shielded).map_err(run_failed)?;
+    let keeper = Keeper::new(entry).map_err(run_failed)?.with_local(local);
+    let proxy = signals.pass_to(Box::new(keeper.handle()));
+    let raw = if connected && terminal { Some(terminal::Raw::enter().map_err(run_failed)?) } else { None };
+    let ended = keeper.run(&*backend, &mut |_| {});
     drop(raw);
     proxy.close();
-    let moments = sandbox.moments();
-    let usage = sandbox.usage();
-    let removed = sandbox.remove();
-    if let Some(copies) = copies {
-        copies.finish();
-    }
-    let outcome = outcome.map_err(run_failed)?;
-    if let Err(error) = removed {
-        note(run_failed(error).render().trim_end());
-    }
-    Ok((outcome, moments, usage))
-}
-
-/// What the exit code alone does not tell.
-fn tell(outcome: &Outcome, spec: &SandboxSpec) {
-    if let Some(reason) = &outcome.reason {
-        note(reason);
-    }
-    if outcome.oom && outcome.reason.is_none() {
-        let limit = spec.limits.memory.map_or_else(String::new, |m| format!(" (limit: {m})"));
-        note(&format!("a process was killed for want of memory{limit}; --memory gives more"));
-    }
-    if outcome.exit == Exit::SandboxFailed && outcome.reason.is_none() {
-        note("the sandbox ended around its command");
-    }
+    ended.map_err(run_failed)
 }

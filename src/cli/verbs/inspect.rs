@@ -1,0 +1,112 @@
+//! `duplex inspect`. The names of fields are Docker's where Docker has such a field.
+
+use serde_json::{Value, json};
+
+use crate::cli::args::InspectArgs;
+use crate::cli::fail::{Failure, failed};
+use crate::cli::keeping::{each, roster};
+use crate::cli::output::{print, print_json};
+use crate::cli::template::{Form, Template};
+use crate::cli::time::rfc3339;
+use crate::cli::{Context, place};
+use crate::sandbox::roster::Seen;
+use crate::spec::{Limits, Status};
+
+/// Docker's word for a moment that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// Shows sandboxes whole.
+pub(crate) fn inspect(context: &Context, args: &InspectArgs) -> Result<u8, Failure> {
+    let template: Option<Template> = match Form::parse(&args.format).map_err(failed)? {
+        Form::Lines(template) => Some(template),
+        Form::Table | Form::Json => None,
+    };
+    let roster = roster(context).map_err(failed)?;
+    if let Some(code) = place::follow(context, &roster, &args.sandboxes, false)? {
+        return Ok(code);
+    }
+    let mut found = Vec::new();
+    let code = each(&roster, &args.sandboxes, |seen| {
+        found.push(described(seen));
+        Ok(())
+    })?;
+    match template {
+        None => print_json(&found)?,
+        Some(template) => {
+            let lines = found.iter().map(|value| template.fill(value).map(|line| line + "\n").map_err(failed));
+            print(&lines.collect::<Result<String, Failure>>()?)?;
+        }
+    }
+    Ok(code)
+}
+
+fn described(seen: &Seen) -> Value {
+    let (definition, standing) = (&seen.definition, &seen.standing);
+    let spec = &definition.spec;
+    let (program, args) = spec.process.args.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+    json!({
+        "Id": spec.id,
+        "Created": rfc3339(definition.created_at_ns),
+        "Path": program,
+        "Args": args,
+        "State": state(seen),
+        "Image": spec.image,
+        "Name": format!("/{}", standing.name),
+        "RestartCount": standing.restarts,
+        "Isolation": spec.isolation,
+        "LogPath": seen.path.join("log.0"),
+        "HostConfig": host_config(seen),
+        "Config": {
+            "Hostname": spec.hostname,
+            "User": spec.process.user,
+            "Tty": spec.process.terminal.is_some(),
+            "OpenStdin": spec.process.stdin,
+            "StdinOnce": definition.input_once,
+            "Env": spec.process.env,
+            "Cmd": spec.process.args,
+            "Image": spec.reference,
+            "WorkingDir": spec.process.cwd,
+            "Labels": definition.labels,
+            "StopSignal": definition.stop_signal.to_string(),
+            "StopTimeout": definition.stop_timeout_s,
+        },
+    })
+}
+
+fn state(seen: &Seen) -> Value {
+    let standing = &seen.standing;
+    let time = |at: Option<u64>| at.map_or_else(|| NEVER.to_owned(), rfc3339);
+    let outcome = standing.outcome.as_ref();
+    json!({
+        "Status": standing.status.word(),
+        "Running": standing.status.is_live(),
+        "Paused": standing.status == Status::Paused,
+        "Restarting": standing.status == Status::Restarting,
+        "OOMKilled": outcome.is_some_and(|o| o.oom),
+        "Dead": false,
+        "Pid": standing.keeper.unwrap_or(0),
+        "ExitCode": outcome.map_or(0, |o| o.exit.code()),
+        "Error": outcome.and_then(|o| o.reason.clone()).unwrap_or_default(),
+        "StartedAt": time(standing.started_at_ns),
+        "FinishedAt": time(standing.finished_at_ns),
+    })
+}
+
+fn host_config(seen: &Seen) -> Value {
+    let definition = &seen.definition;
+    let Limits { memory, cpus, pids } = definition.spec.limits;
+    let log = definition.log;
+    let most = if let crate::spec::Restart::OnFailure(most) = definition.restart { most } else { 0 };
+    json!({
+        "AutoRemove": definition.remove,
+        "RestartPolicy": { "Name": definition.restart.name(), "MaximumRetryCount": most },
+        "Memory": memory.map_or(0, |m| m.0),
+        "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
+        "PidsLimit": pids,
+        "ReadonlyRootfs": definition.spec.read_only,
+        "LogConfig": {
+            "Type": if log.files == 0 { "none" } else { "local" },
+            "Config": { "max-size": log.file_bytes.to_string(), "max-file": log.files.to_string() },
+        },
+    })
+}
