@@ -24,7 +24,7 @@ use crate::sys::clock::monotonic_ns;
 
 /// Why container-init failed.
 #[derive(Debug, thiserror::Error)]
-enum ChildError {
+pub(super) enum ChildError {
     #[error("container-init is started by duplex itself, with a socket as its standard input")]
     NoSocket(#[source] io::Error),
     #[error("The keeper's orders do not arrive")]
@@ -73,7 +73,7 @@ pub fn main(_: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// Takes standard input, which is the control socket, away from the programs to come.
-fn take_control() -> Result<OwnedFd, ChildError> {
+pub(super) fn take_control() -> Result<OwnedFd, ChildError> {
     let take = || {
         let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::net::sockopt::socket_type(&control)?;

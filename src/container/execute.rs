@@ -41,7 +41,8 @@ impl Execute {
         Ok(Self { arguments, environment, report: Arc::new(report) })
     }
 
-    fn become_command(&self) -> Refusal {
+    /// Returns only why it failed.
+    pub(super) fn become_command(&self) -> Refusal {
         let Some(program) = self.arguments.first() else {
             return (FailureKind::NotFound, "There is no command".to_owned());
         };

@@ -93,7 +93,7 @@ pub fn create(
     let spawn_failed = |source: io::Error| LaunchError::Spawn { program: program.to_owned(), source };
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| spawn_failed(e.into()))?;
-    let child = spawn(program, theirs).map_err(spawn_failed)?;
+    let child = spawn(program, "container-init", theirs).map_err(spawn_failed)?;
     let mut ending = End(Some(child));
     let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&pieces).map(AsFd::as_fd).collect();
     send_orders(&ours, orders, &descriptors).map_err(LaunchError::Wire)?;
@@ -112,8 +112,8 @@ pub fn create(
 }
 
 /// Our own program through a read-only view of it: what runs in the container can reach container-init's program file through `/proc`, and
-/// must not be able to write it (CVE-2019-5736).
-fn spawn(program: &Path, control: OwnedFd) -> io::Result<Child> {
+/// must not be able to write it (CVE-2019-5736). `control` becomes its standard input.
+pub(super) fn spawn(program: &Path, verb: &str, control: OwnedFd) -> io::Result<Child> {
     let view = crate::sys::mounts::read_only_view(program);
     let path = match &view {
         Ok(view) => PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd())),
@@ -122,7 +122,7 @@ fn spawn(program: &Path, control: OwnedFd) -> io::Result<Child> {
     };
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(path);
-    command.arg0("duplex").arg("container-init").env_clear().current_dir("/").process_group(0);
+    command.arg0("duplex").arg(verb).env_clear().current_dir("/").process_group(0);
     command.stdin(Stdio::from(control)).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()
 }
 

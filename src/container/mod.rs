@@ -16,6 +16,7 @@
 //! its death kills the container's first process (PR_SET_PDEATHSIG) and with it the process namespace.
 
 pub mod child;
+pub mod enter;
 pub mod launch;
 pub mod orders;
 

@@ -39,6 +39,9 @@ pub enum AgentError {
         /// Where the conversation was.
         while_: &'static str,
     },
+    /// A word about something that it was not asked.
+    #[error("The guest's agent sent an unasked {0}")]
+    Unasked(&'static str),
     /// More log lines than anyone needs.
     #[error("The guest's agent logged more than {MOST_LOGS} lines")]
     TooManyLogs,
@@ -69,6 +72,13 @@ impl Phase {
             Self::Running => "the command was running",
             Self::Ended => "the command had ended",
         }
+    }
+}
+
+impl Phase {
+    /// The command was executed: there may be sessions and questions.
+    fn has_command(self) -> bool {
+        matches!(self, Self::Running | Self::Ended)
     }
 }
 
@@ -203,6 +213,10 @@ impl Client {
             (_, ToHost::Exited { .. }) => ("exited", None),
             (Phase::Connected, ToHost::Log { .. }) => ("log", None),
             (phase, ToHost::Log { .. }) => ("log", Some(phase)),
+            (phase, ToHost::Opened { .. } | ToHost::Refused { .. } | ToHost::Closed { .. }) => {
+                ("session", phase.has_command().then_some(phase))
+            }
+            (phase, ToHost::Answer { .. }) => ("answer", phase.has_command().then_some(phase)),
         };
         if matches!(message, ToHost::Log { .. }) {
             self.logs += 1;

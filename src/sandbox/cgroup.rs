@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::spec::{Limits, SandboxId, Usage};
+use crate::spec::{Counters, Limits, SandboxId, Usage};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -20,6 +20,9 @@ const FAMILY: &str = "duplex";
 
 /// What every sandbox is limited and measured by.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// What a sandbox is measured by where the host has it.
+const OPTIONAL: &str = "io";
 
 /// Length of a `cpu.max` period in microseconds.
 const PERIOD_USEC: u64 = 100_000;
@@ -73,6 +76,12 @@ pub enum CgroupError {
         /// What the kernel says.
         #[source]
         source: io::Error,
+    },
+    /// Some process does not stop.
+    #[error("The processes of {path} have not stopped within {} s", PATIENCE.as_secs())]
+    Unfrozen {
+        /// The folder.
+        path: PathBuf,
     },
     /// Killed processes are still there.
     #[error("The cgroup {path} still has the processes {processes} after {} s", PATIENCE.as_secs())]
@@ -169,6 +178,44 @@ impl Cgroup {
         }
     }
 
+    /// What it uses and has used, as [`Stats`](crate::spec::Stats) tells it.
+    pub fn counters(&self) -> Counters {
+        Counters::of_cgroup(|name| fs::read_to_string(self.path.join(name)).ok())
+    }
+
+    /// Numbers of its processes on this host.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let path = self.path.join("cgroup.procs");
+        let text = fs::read_to_string(&path).map_err(|e| failed("read", &path, e))?;
+        Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// Stops all its processes where they are, or lets them go on, and waits until they have. SIGKILL ends stopped ones too.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unfrozen`] if they do not stop in time, else what the kernel says.
+    pub fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_frozen() != frozen {
+            if Instant::now() > deadline {
+                // Better all than some.
+                let _ = self.write("cgroup.freeze", "0");
+                return Err(CgroupError::Unfrozen { path: self.path.clone() });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// All its processes are stopped.
+    pub fn is_frozen(&self) -> bool {
+        self.value("cgroup.events", "frozen") == Some(1)
+    }
+
     /// How many of its processes the kernel has killed for want of memory.
     pub fn oom_kills(&self) -> Option<u64> {
         self.value("memory.events", "oom_kill")
@@ -235,6 +282,9 @@ fn switch_on_controllers(folder: &Path) -> Result<(), CgroupError> {
                 source,
             })?;
         }
+    }
+    if !on.split_whitespace().any(|c| c == OPTIONAL) {
+        let _ = write_existing(&control, &format!("+{OPTIONAL}"));
     }
     Ok(())
 }

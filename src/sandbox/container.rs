@@ -1,19 +1,23 @@
 //! Containers behind the trait: shelf and cgroup are ours, the rest is the engine's (`crate::container`).
 
+mod inside;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use duplex_wire::{Ending, FailureKind};
+use duplex_wire::FailureKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::inside::ContainerInside;
 use super::cgroup::{Cgroup, CgroupError};
 use super::relay::Relay;
 use super::shelf::{Shelf, ShelfError, Slot};
 use super::signals::EndedBy;
-use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio, etc};
+use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio, etc, exit_of};
+use crate::container::enter::EnterError;
 use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
 use crate::container::orders::Orders;
 use crate::spec::{Exit, Installation, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec, State};
@@ -55,6 +59,12 @@ enum ContainerError {
     Launch(#[from] LaunchError),
     #[error("Cannot open /dev/null")]
     Null(#[source] io::Error),
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    #[error(transparent)]
+    Inside(#[from] Refusal),
+    #[error("The host refuses a pipe, a thread or a file")]
+    Session(#[source] io::Error),
     #[error("Cannot serve the terminal")]
     Relay(#[source] io::Error),
     #[error("Cannot send signal {signal}")]
@@ -99,12 +109,22 @@ impl ContainerBackend {
             runtime: self.runtime.clone(),
         };
         let (streams, ours) = split(stdio, spec.process.terminal.is_some())?;
+        let inside = Arc::new(ContainerInside {
+            id: spec.id.clone(),
+            hostname: spec.hostname.clone(),
+            duplex: self.duplex.clone(),
+            cgroup: Arc::clone(&cgroup),
+            first: Mutex::new(None),
+            commands: Arc::default(),
+            turn: Mutex::new(()),
+        });
         let creation = launch::create(&self.duplex, &orders, streams, pieces)?;
         let mut sandbox = ContainerSandbox {
             life: Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None }),
             relay: None,
             id: spec.id.clone(),
             cgroup,
+            inside,
             slot: Some(slot),
             remote: None,
             moments,
@@ -161,6 +181,7 @@ struct ContainerSandbox {
     relay: Option<Relay>,
     id: SandboxId,
     cgroup: Arc<Cgroup>,
+    inside: Arc<ContainerInside>,
     slot: Option<Slot>,
     remote: Option<ContainerRemote>,
     moments: Moments,
@@ -205,6 +226,7 @@ impl ContainerSandbox {
             Life::Created(mut launched) => match launched.start()? {
                 Started::At(at_ns) => {
                     self.moments.note(Moment::Started, at_ns);
+                    self.inside.begin(Arc::clone(&launched.process));
                     self.life = Life::Running(launched);
                 }
                 Started::Not(kind, text) => {
@@ -231,7 +253,13 @@ impl Sandbox for ContainerSandbox {
     fn state(&self) -> State {
         match &self.life {
             Life::Created(_) | Life::Doomed(_) => State::Created,
-            Life::Running(launched) if !has_ended(&launched.process) => State::Running,
+            Life::Running(launched) if !has_ended(&launched.process) => {
+                if self.cgroup.is_frozen() {
+                    State::Paused
+                } else {
+                    State::Running
+                }
+            }
             Life::Running(_) | Life::Ended(_) => State::Exited,
         }
     }
@@ -245,6 +273,10 @@ impl Sandbox for ContainerSandbox {
             Some(remote) => Box::new(remote.clone()),
             None => Box::new(NobodyThere),
         }
+    }
+
+    fn inside(&self) -> Arc<dyn Inside> {
+        Arc::clone(&self.inside) as Arc<dyn Inside>
     }
 
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
@@ -308,11 +340,14 @@ impl Remote for ContainerRemote {
     }
 
     fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
-        let Some(terminal) = &self.terminal else { return Ok(()) };
-        let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(terminal, size)
-            .map_err(|e| wrapped("resize", &self.id, ContainerError::Relay(e.into())))
+        set_size(self.terminal.as_deref(), size).map_err(|e| wrapped("resize", &self.id, e))
     }
+}
+
+fn set_size(terminal: Option<&OwnedFd>, size: TerminalSize) -> Result<(), ContainerError> {
+    let Some(terminal) = terminal else { return Ok(()) };
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).map_err(|e| ContainerError::Relay(e.into()))
 }
 
 /// Reaches a command that will never be executed.
@@ -334,13 +369,6 @@ fn has_ended(process: &OwnedFd) -> bool {
     poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
 }
 
-fn exit_of(ending: Ending) -> Exit {
-    match ending {
-        Ending::Code(code) => Exit::Code(code),
-        Ending::Signal(signal) => Exit::Signal(signal),
-    }
-}
-
 fn refused(kind: FailureKind, text: String) -> Outcome {
     let exit = match kind {
         FailureKind::NotFound => Exit::NotFound,
@@ -357,5 +385,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn wrapped(operation: &'static str, id: &SandboxId, source: ContainerError) -> SandboxError {
-    SandboxError { operation, isolation: Isolation::Container, id: id.clone(), source: Box::new(source) }
+    let source: Box<dyn std::error::Error + Send + Sync> = match source {
+        ContainerError::Inside(refusal) => Box::new(refusal),
+        other => Box::new(other),
+    };
+    SandboxError { operation, isolation: Isolation::Container, id: id.clone(), source }
 }

@@ -1,13 +1,16 @@
 //! Sandboxes in memory, for tests of what is above the trait: no process, no isolation, a handful of programs that each behave as the real
 //! ones of the same name do (`true`, `false`, `echo`, `cat`, `sleep`). Any other program is not found.
 
+mod inside;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Backend, Remote, Sandbox, SandboxError, Stdio};
+use self::inside::FakeInside;
+use super::{Backend, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
 use crate::spec::{Exit, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
 use crate::sys::clock::monotonic_ns;
 
@@ -49,6 +52,8 @@ impl Backend for FakeBackend {
 enum FakeError {
     #[error("It is not in a state for that: {0:?}")]
     State(State),
+    #[error(transparent)]
+    Inside(#[from] Refusal),
     #[error("No thread is to be had")]
     Thread(#[source] io::Error),
 }
@@ -70,8 +75,12 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Life {
+    started: bool,
+    paused: bool,
     outcome: Option<Outcome>,
     moments: Moments,
+    /// Further commands and what they were asked to run.
+    further: Vec<(Vec<String>, Arc<Shared>)>,
 }
 
 impl Shared {
@@ -87,7 +96,9 @@ impl Shared {
             life.moments.note(Moment::Exited, monotonic_ns());
             life.outcome = Some(Outcome { exit, oom: false, reason });
         }
+        drop(life);
         self.ended.notify_all();
+        self.end_further();
     }
 
     fn wait(&self, patience: Option<Duration>) -> Option<Outcome> {
@@ -104,23 +115,32 @@ impl Shared {
 impl Fake {
     fn run(&mut self) -> Result<(), FakeError> {
         let stdio = self.stdio.take().ok_or_else(|| FakeError::State(self.state()))?;
-        let (args, shared) = (self.spec.process.args.clone(), Arc::clone(&self.shared));
-        let name = args.first().map_or("", String::as_str);
-        if !["true", "false", "echo", "cat", "sleep"].contains(&name) {
-            shared.end(Exit::NotFound, Some(format!("Cannot execute '{name}': not found in PATH")));
-            return Ok(());
-        }
-        shared.lock().moments.note(Moment::Started, monotonic_ns());
-        let body = move || {
-            let exit = program(&args, stdio, &shared);
-            shared.end(exit, None);
-        };
-        std::thread::Builder::new().name("fake".into()).spawn(body).map(drop).map_err(FakeError::Thread)
+        spawn(self.spec.process.args.clone(), stdio, &self.shared)
     }
 
     fn error(&self, operation: &'static str, source: FakeError) -> SandboxError {
         SandboxError { operation, isolation: self.isolation, id: self.spec.id.clone(), source: Box::new(source) }
     }
+}
+
+/// Starts a program, or tells that there is none of its name.
+fn spawn(args: Vec<String>, stdio: Stdio, shared: &Arc<Shared>) -> Result<(), FakeError> {
+    let name = args.first().map_or("", String::as_str);
+    if !["true", "false", "echo", "cat", "sleep"].contains(&name) {
+        shared.end(Exit::NotFound, Some(format!("Cannot execute '{name}': not found in PATH")));
+        return Ok(());
+    }
+    {
+        let mut life = shared.lock();
+        life.started = true;
+        life.moments.note(Moment::Started, monotonic_ns());
+    }
+    let shared = Arc::clone(shared);
+    let body = move || {
+        let exit = program(&args, stdio, &shared);
+        shared.end(exit, None);
+    };
+    std::thread::Builder::new().name("fake".into()).spawn(body).map(drop).map_err(FakeError::Thread)
 }
 
 /// Behaves as the program does; its streams are closed when it returns.
@@ -156,9 +176,11 @@ impl Sandbox for Fake {
     }
 
     fn state(&self) -> State {
-        match (&self.stdio, &self.shared.lock().outcome) {
+        let life = self.shared.lock();
+        match (&self.stdio, &life.outcome) {
             (_, Some(_)) => State::Exited,
             (Some(_), None) => State::Created,
+            (None, None) if life.paused => State::Paused,
             (None, None) => State::Running,
         }
     }
@@ -169,6 +191,10 @@ impl Sandbox for Fake {
 
     fn remote(&self) -> Box<dyn Remote> {
         Box::new(FakeRemote(Arc::clone(&self.shared)))
+    }
+
+    fn inside(&self) -> Arc<dyn Inside> {
+        Arc::new(FakeInside::of(self))
     }
 
     fn wait(&mut self) -> Result<Outcome, SandboxError> {

@@ -6,8 +6,14 @@
 //!                   Monitor           -- control socket, pidfd
 //! ```
 //!
+//! Once the command runs, a thread of its own (course.rs) hears agent and monitor to the end, whether anybody waits or not: further commands
+//! and questions (inside.rs) go to them directly and find their answers on a board.
+//!
 //! The monitor ends when its control socket's other end closes, so a killed caller leaves no machine.
 
+mod board;
+mod course;
+mod inside;
 mod life;
 mod machine;
 mod monitor;
@@ -18,11 +24,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use duplex_wire::ToGuest;
 
+use self::board::Board;
+use self::course::{Course, End};
+use self::inside::MicroVmInside;
 use self::life::Life;
 use self::machine::{Ends, Machine};
 use self::monitor::{Monitor, Reach};
@@ -30,7 +39,7 @@ use self::streams::Pumps;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
 use super::shelf::{Shelf, ShelfError, Slot};
-use super::{Backend, Images, Remote, Sandbox, SandboxError, Stdio};
+use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
 use crate::spec::{
     Installation, Isolation, Limits, MIB, MemorySize, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize,
     Usage,
@@ -131,6 +140,15 @@ pub enum MicroVmError {
     /// Called too early.
     #[error("It has not been started")]
     NotStarted,
+    /// It is not in a state for that.
+    #[error(transparent)]
+    Inside(#[from] Refusal),
+    /// The agent or the monitor keeps still.
+    #[error("It has not answered within {} s", .0.as_secs())]
+    Unanswered(Duration),
+    /// The agent says why it has no answer.
+    #[error("The guest's agent has no answer: {0}")]
+    NoAnswer(String),
     /// The kernel keeps the monitor.
     #[error("The monitor is still there {} s after it was killed", PATIENCE.as_secs())]
     Immortal,
@@ -185,20 +203,31 @@ impl MicroVmBackend {
         let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor };
         // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
         let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
-        let cgroup = Cgroup::create(&spec.id, &host_limits(&spec.limits))?;
+        let inside = Arc::new(MicroVmInside {
+            id: spec.id.clone(),
+            hostname: spec.hostname.clone(),
+            board: Arc::default(),
+            reach: Arc::default(),
+            voice: voice.clone(),
+            cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits))?),
+            turn: Mutex::new(()),
+        });
         Ok(MicroVm {
             slot: Some(slot),
             spec: spec.clone(),
             kernel: spec.kernel.clone().unwrap_or_else(|| self.installation.kernel.clone()),
             boot_deadline: self.boot_deadline,
             ready: Some(ready),
-            life: None,
-            pumps,
-            cgroup,
-            reach: Arc::new(Reach::default()),
+            unfollowed: None,
+            pumps: Some(pumps),
+            followed: false,
+            end: Arc::default(),
+            cgroup: Arc::clone(&inside.cgroup),
+            reach: Arc::clone(&inside.reach),
+            board: Arc::clone(&inside.board),
+            inside,
             voice,
-            moments: Moments::default(),
-            outcome: None,
+            moments: Arc::default(),
         })
     }
 }
@@ -225,7 +254,11 @@ fn host_limits(limits: &Limits) -> Limits {
 }
 
 fn error(operation: &'static str, id: &SandboxId, source: MicroVmError) -> SandboxError {
-    SandboxError { operation, isolation: Isolation::MicroVm, id: id.clone(), source: Box::new(source) }
+    let source: Box<dyn std::error::Error + Send + Sync> = match source {
+        MicroVmError::Inside(refusal) => Box::new(refusal),
+        other => Box::new(other),
+    };
+    SandboxError { operation, isolation: Isolation::MicroVm, id: id.clone(), source }
 }
 
 type Streams =
@@ -249,65 +282,70 @@ struct MicroVm {
     kernel: PathBuf,
     boot_deadline: Duration,
     ready: Option<Ready>,
-    life: Option<Life>,
-    pumps: Pumps,
-    cgroup: Cgroup,
+    /// A machine whose command has not been executed yet.
+    unfollowed: Option<Life>,
+    pumps: Option<Pumps>,
+    /// From then on a thread has the machine, and tells its end.
+    followed: bool,
+    end: Arc<End>,
+    cgroup: Arc<Cgroup>,
     slot: Option<Slot>,
     reach: Arc<Reach>,
+    board: Arc<Board>,
+    inside: Arc<MicroVmInside>,
     voice: Voice,
-    moments: Moments,
-    outcome: Option<Outcome>,
+    moments: Arc<Mutex<Moments>>,
 }
 
 impl MicroVm {
     fn run(&mut self) -> Result<(), MicroVmError> {
         let ready = self.ready.take().ok_or(MicroVmError::Started)?;
         let Ready { machine, control, agent, stdio, streams, monitor } = ready;
+        let pumps = self.pumps.as_mut().ok_or(MicroVmError::Started)?;
         if let (Some(from), Some(to)) = (stdio.stdin, streams.0) {
-            self.pumps.input(from, to).map_err(MicroVmError::Resource)?;
+            pumps.input(from, to).map_err(MicroVmError::Resource)?;
         }
-        self.pumps.output(streams.1, stdio.stdout).map_err(MicroVmError::Resource)?;
+        pumps.output(streams.1, stdio.stdout).map_err(MicroVmError::Resource)?;
         if let Some(from) = streams.2 {
-            self.pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
+            pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
         }
         let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
         let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
         drop(machine);
-        let life = self.life.insert(Life::new(agent, monitor, Arc::clone(&self.reach)));
-        life.until_started(&self.spec, self.boot_deadline, &mut self.moments)?;
-        match life.why_not_made() {
-            Some(source) => Err(MicroVmError::Machine { kernel: self.kernel.clone(), source }),
-            None => Ok(()),
+        let life = Life::new(agent, monitor, Arc::clone(&self.reach), Arc::clone(&self.board));
+        let life = self.unfollowed.insert(life);
+        life.until_started(&self.spec, self.boot_deadline, &self.moments)?;
+        if let Some(source) = life.why_not_made() {
+            return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }
-    }
-
-    fn finish(&mut self) -> Result<Outcome, MicroVmError> {
-        if let Some(outcome) = &self.outcome {
-            return Ok(outcome.clone());
+        if let (Some(life), Some(pumps)) = (self.unfollowed.take(), self.pumps.take()) {
+            let (cgroup, moments) = (Arc::clone(&self.cgroup), Arc::clone(&self.moments));
+            let course = Course { life, pumps, cgroup, moments, board: Arc::clone(&self.board) };
+            course.follow(Arc::clone(&self.end)).map_err(MicroVmError::Resource)?;
+            self.followed = true;
         }
-        let life = self.life.as_mut().ok_or(MicroVmError::NotStarted)?;
-        life.until_ended(&mut self.moments)?;
-        if life.command_has_ended() {
-            self.pumps.flush();
-        }
-        life.until_gone(&mut self.moments, PATIENCE)?;
-        self.pumps.flush();
-        self.pumps.stop();
-        let host_oom = self.cgroup.oom_kills().is_some_and(|kills| kills > 0);
-        let outcome = life.outcome(host_oom);
-        Ok(self.outcome.insert(outcome).clone())
+        Ok(())
     }
 
     /// Ends the machine and gives all back. Tries everything; the first failure is told.
     fn release(&mut self) -> Result<(), MicroVmError> {
         self.ready = None;
-        let ended = self.life.as_mut().is_none_or(|life| life.end(PATIENCE));
-        if ended {
-            self.pumps.flush();
+        let mut ended = self.unfollowed.as_mut().is_none_or(|life| life.end(PATIENCE));
+        if self.followed {
+            self.reach.end();
+            ended = self.end.wait_gone(PATIENCE);
         }
-        self.pumps.stop();
+        if let Some(pumps) = &mut self.pumps {
+            if ended {
+                pumps.flush();
+            }
+            pumps.stop();
+        } else if ended {
+            let _ = self.end.wait();
+        }
+        self.board.end();
         let released = self.slot.take().map_or(Ok(()), Slot::release).map_err(MicroVmError::Shelf);
         if ended { released } else { Err(MicroVmError::Immortal) }
     }
@@ -319,10 +357,11 @@ impl Sandbox for MicroVm {
     }
 
     fn state(&self) -> State {
-        match (&self.ready, &self.outcome) {
+        match (&self.ready, self.end.has_come()) {
             (Some(_), _) => State::Created,
-            (None, None) => State::Running,
-            (None, Some(_)) => State::Exited,
+            (None, true) => State::Exited,
+            (None, false) if self.board.is_paused() => State::Paused,
+            (None, false) => State::Running,
         }
     }
 
@@ -334,8 +373,13 @@ impl Sandbox for MicroVm {
         Box::new(MicroVmRemote { id: self.spec.id.clone(), voice: self.voice.clone(), reach: Arc::clone(&self.reach) })
     }
 
+    fn inside(&self) -> Arc<dyn Inside> {
+        Arc::clone(&self.inside) as Arc<dyn Inside>
+    }
+
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
-        self.finish().map_err(|e| error("wait for", &self.spec.id, e))
+        let followed = if self.followed { Ok(()) } else { Err(MicroVmError::NotStarted) };
+        followed.and_then(|()| self.end.wait()).map_err(|e| error("wait for", &self.spec.id, e))
     }
 
     fn usage(&self) -> Usage {
@@ -343,7 +387,7 @@ impl Sandbox for MicroVm {
     }
 
     fn moments(&self) -> Moments {
-        self.moments.clone()
+        self.moments.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn remove(mut self: Box<Self>) -> Result<(), SandboxError> {

@@ -6,17 +6,24 @@ pub mod container;
 pub mod etc;
 pub mod fake;
 mod grip;
+pub mod inside;
 pub mod microvm;
 mod names;
 mod relay;
 pub mod roster;
+mod session;
 pub mod shelf;
 mod signals;
 
+pub use inside::{Exec, Inside, Refusal};
+
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use duplex_wire::{Ending, FailureKind};
 
 use crate::image::{Image, RootDisk};
-use crate::spec::{Digest, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
+use crate::spec::{Digest, Exit, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
 
 /// The command's standard streams on the host's side. With a terminal, `stdin` and `stdout` are the raw byte streams of the
 /// sandbox's terminal and `stderr` stays unused.
@@ -70,6 +77,9 @@ pub trait Sandbox: Send + std::fmt::Debug {
     /// A handle that sends signals and sizes while another thread waits.
     fn remote(&self) -> Box<dyn Remote>;
 
+    /// A handle for what is done inside while it runs.
+    fn inside(&self) -> Arc<dyn Inside>;
+
     /// Waits for the end. May be called again and answers the same.
     fn wait(&mut self) -> Result<Outcome, SandboxError>;
 
@@ -83,9 +93,10 @@ pub trait Sandbox: Send + std::fmt::Debug {
     fn remove(self: Box<Self>) -> Result<(), SandboxError>;
 }
 
-/// Reaches the command of a running sandbox from any thread.
+/// Reaches a running command from any thread.
 pub trait Remote: Send + Sync {
-    /// Sends the command's first process a signal. `SIGKILL` always ends the sandbox, whatever state its insides are in.
+    /// Sends the command's first process a signal. `SIGKILL` to a sandbox's own command always ends the sandbox, whatever state its insides
+    /// are in.
     fn signal(&self, signal: u8) -> Result<(), SandboxError>;
 
     /// Sets the size of its terminal.
@@ -105,4 +116,28 @@ pub struct SandboxError {
     /// What the engine says.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl SandboxError {
+    /// Why nothing can be done inside now, if that is the reason.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.source.downcast_ref::<Refusal>().copied()
+    }
+}
+
+/// How a process ended.
+fn exit_of(ending: Ending) -> Exit {
+    match ending {
+        Ending::Code(code) => Exit::Code(code),
+        Ending::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
+/// How a further command ends that was not executed. Docker has no code of its own for what is neither: it is 126.
+fn exec_refused(kind: FailureKind, text: String) -> Outcome {
+    let exit = match kind {
+        FailureKind::NotFound => Exit::NotFound,
+        FailureKind::CannotExecute | FailureKind::Other => Exit::CannotExecute,
+    };
+    Outcome { exit, oom: false, reason: Some(text) }
 }

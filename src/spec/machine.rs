@@ -109,6 +109,10 @@ pub enum RequestToMonitor {
     },
     /// End the machine now.
     Kill,
+    /// Take every processor out of the guest and keep it out. Answered by [`MachineEvent::Paused`].
+    Pause,
+    /// Let the processors go on. Answered by [`MachineEvent::Resumed`].
+    Resume,
 }
 
 /// What the monitor reports: one postcard message per packet.
@@ -131,6 +135,10 @@ pub enum MachineEvent {
         /// The error and its causes.
         causes: Vec<String>,
     },
+    /// No processor runs any more.
+    Paused,
+    /// The processors go on.
+    Resumed,
 }
 
 /// How a machine ended.

@@ -7,6 +7,7 @@ mod limits;
 mod machine;
 mod process;
 mod sandbox;
+mod stats;
 mod trace;
 
 pub use definition::{Definition, LogLimits, Restart, RestartError, SIGTERM, Standing, Status};
@@ -19,4 +20,5 @@ pub use machine::{
 };
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
+pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

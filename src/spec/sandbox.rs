@@ -88,6 +88,9 @@ pub struct Installation {
 /// Life of a sandbox.
 ///
 /// ```text
+///              Paused
+///              |    ^
+///              v    |
 /// Created -> Running -> Exited
 ///        \______________^
 /// ```
@@ -97,6 +100,8 @@ pub enum State {
     Created,
     /// The command runs.
     Running,
+    /// It would run, and is stopped where it is.
+    Paused,
     /// The command, or the sandbox around it, has ended.
     Exited,
 }

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use duplex_wire::Ending;
+
 /// Number of the first descriptor that a child gets beyond the standard streams.
 pub const FIRST_FD: RawFd = 3;
 
@@ -78,14 +80,60 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(io::Error::other)
 }
 
-/// clone3(2). `None` in the child.
+/// Which side of a birth the caller is on.
+#[derive(Debug)]
+pub enum Birth {
+    /// The parent, with a pidfd of the child.
+    Parent(OwnedFd),
+    /// The child.
+    Child,
+}
+
+/// Makes a process that goes on from here with a copy of everything, in the cgroup whose folder is given and in the namespaces that the
+/// caller has joined. It is a child of the caller's parent.
+///
+/// # Errors
+/// `EDEADLK` if the caller has more than one thread: locks of the others would stay locked in the copy. Else what clone3(2) says, `ENOMEM` for
+/// one in a process namespace whose first process has ended.
+pub fn give_sibling_birth(cgroup: BorrowedFd<'_>) -> io::Result<Birth> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
+        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+    }
+    let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
+    Ok(clone_into(Some(cgroup), parent, 0)?.map_or(Birth::Child, Birth::Parent))
+}
+
+/// Waits for the end of a child and takes its status.
+///
+/// # Errors
+/// `ECHILD` if it is not a child of this process.
+pub fn reap(process: BorrowedFd<'_>) -> io::Result<Ending> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    loop {
+        match waitid(WaitId::PidFd(process), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                let code = status.exit_status().and_then(|c| u8::try_from(c & 0xff).ok()).map(Ending::Code);
+                let signal = status.terminating_signal().and_then(|s| u8::try_from(s).ok()).map(Ending::Signal);
+                return code.or(signal).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 fn give_birth(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<OwnedFd>> {
+    clone_into(cgroup, 0, u64::from(libc::SIGCHLD.cast_unsigned()))
+}
+
+/// clone3(2). `None` in the child.
+fn clone_into(cgroup: Option<BorrowedFd<'_>>, flags: u64, exit_signal: u64) -> io::Result<Option<OwnedFd>> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all zeroes is a valid clone_args: it is made of integers.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(libc::CLONE_PIDFD.cast_unsigned());
+    args.flags = flags | u64::from(libc::CLONE_PIDFD.cast_unsigned());
     args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.exit_signal = exit_signal;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());

@@ -3,12 +3,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Gives every signal its default action, for a process that is about to execute a program: a Rust program ignores SIGPIPE, and what it
-/// ignores the next program would too.
+/// Gives every signal its default action, for a process that is about to execute a program: a Rust program ignores SIGPIPE, one that
+/// `posix_spawn` has made ignores the C library's own (32 and 33), and what it ignores the next program would too.
 pub fn default_all() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no code. Numbers that cannot be changed (SIGKILL, SIGSTOP, the C library's own) are refused and stay.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The kernel's `struct sigaction` (rt_sigaction(2)): SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0_u64; 4];
+    for signal in 1..=64_i32 {
+        // SAFETY: the structure has the kernel's size and outlives the call, which installs no code; the mask's size is in bytes. The C
+        // library's call would refuse its own numbers. SIGKILL and SIGSTOP are refused and stay.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>())
+        };
     }
 }
 

@@ -5,9 +5,13 @@
 //!          \_ Failed sent
 //! ```
 //!
+//! While it runs, `Pause` and `Resume` take the processors out of the guest and let them in again: guest memory then changes by what devices had
+//! been asked for before, and by nothing else.
+//!
 //! The main thread is the event loop; each processor has a thread. Whoever ends the machine says so in [`Ending`]; the event loop then takes
 //! the processors out of the guest, hands over what the guest had sent, and reports.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use super::control::{Control, Incoming};
 use super::events::{Interest, Poller, Readiness, Token, Wake};
 use super::kvm::{Kicker, ready_for_kicks};
 use super::role::{EnterRole, Role};
-use super::vcpu::{self, Ending};
+use super::vcpu::{self, Ending, Gate, Surroundings};
 use super::virtio::vsock::WaitingStreams;
 use crate::spec::{MachineEvent, MachineExit, MachineSpec, RequestToMonitor};
 use crate::sys::clock::monotonic_ns;
@@ -77,20 +81,24 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     ready_for_kicks().map_err(RunError::Events)?;
     let ending = Arc::new(Ending::new(wake.clone()));
     let Machine { vcpus, bus, waiting } = machine;
+    let gate = Arc::new(Gate::new(wake.clone()));
+    let around = Surroundings { bus: bus.clone(), ending: ending.clone(), gate: gate.clone() };
     let _ = control.tell(&MachineEvent::Running { at_ns: monotonic_ns() });
     let mut threads = Vec::new();
     for (index, vcpu) in (0_u8..).zip(vcpus) {
-        match vcpu::start(index, vcpu, bus.clone(), ending.clone(), enter.clone()) {
+        match vcpu::start(index, vcpu, around.clone(), enter.clone()) {
             Ok(thread) => threads.push(thread),
             Err(e) => {
-                stop(&ending, threads);
+                stop(&ending, &gate, threads);
                 return Err(RunError::Thread(index, e));
             }
         }
     }
-    let server = Server { control, poller: &poller, wake: &wake, bus: &bus, waiting: &waiting, ending: &ending };
+    let processors = Processors { gate: &gate, threads, told: Cell::new(true) };
+    let (poller, wake, bus) = (&*poller, &*wake, &*bus);
+    let mut server = Server { control, poller, wake, bus, waiting: &waiting, ending: &ending, processors };
     let served = enter.enter(Role::EventLoop).map_err(RunError::Confine).and_then(|()| server.serve());
-    stop(&ending, threads);
+    stop(&ending, &gate, std::mem::take(&mut server.processors.threads));
     served?;
     let exit = ending.exit().unwrap_or(MachineExit::Killed);
     if !matches!(exit, MachineExit::Killed) {
@@ -101,9 +109,10 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     Ok(exit)
 }
 
-fn stop(ending: &Ending, threads: Vec<Kicker<()>>) {
+fn stop(ending: &Ending, gate: &Gate, threads: Vec<Kicker<()>>) {
     // Keeps an earlier word.
     ending.end(MachineExit::Killed);
+    gate.open();
     for thread in threads {
         // A thread that panicked has ended as well.
         let _ = thread.end();
@@ -118,6 +127,33 @@ struct Server<'a> {
     bus: &'a Bus,
     waiting: &'a WaitingStreams,
     ending: &'a Ending,
+    processors: Processors<'a>,
+}
+
+/// The processors as the event loop stops them.
+struct Processors<'a> {
+    gate: &'a Gate,
+    threads: Vec<Kicker<()>>,
+    /// The caller knows that they are out, or does not want to.
+    told: Cell<bool>,
+}
+
+impl Processors<'_> {
+    fn pause(&self) {
+        self.told.set(false);
+        self.gate.close();
+        self.threads.iter().for_each(Kicker::kick);
+    }
+
+    fn resume(&self) {
+        self.told.set(true);
+        self.gate.open();
+    }
+
+    /// All are out, which is news.
+    fn are_out(&self) -> bool {
+        !self.told.get() && self.gate.waiting() == Some(self.threads.len()) && !self.told.replace(true)
+    }
 }
 
 impl Server<'_> {
@@ -131,12 +167,16 @@ impl Server<'_> {
 
     /// Waits once and serves what came.
     fn turn(&self, timeout: Option<Duration>) -> Result<(), RunError> {
-        for (token, readiness) in self.poller.wait(timeout).map_err(RunError::Events)? {
+        let mut events = self.poller.wait(timeout).map_err(RunError::Events)?;
+        // Requests first: a stream is held before the guest hears, on another stream, that it may connect to it.
+        events.sort_by_key(|(token, _)| *token != Token::Control);
+        for (token, readiness) in events {
             match token {
                 Token::Control => self.requests(),
                 Token::Wake => {
                     self.wake.hear();
                     self.bus.devices().iter().for_each(|device| device.resume());
+                    self.tell_pause();
                 }
                 Token::Device { device, source } => self.device(device, source, readiness),
             }
@@ -150,6 +190,13 @@ impl Server<'_> {
         }
     }
 
+    /// A caller that is gone needs no report.
+    fn tell_pause(&self) {
+        if self.processors.are_out() {
+            let _ = self.control.tell(&MachineEvent::Paused);
+        }
+    }
+
     fn requests(&self) {
         loop {
             match self.control.receive() {
@@ -159,6 +206,14 @@ impl Server<'_> {
                 Incoming::Request(RequestToMonitor::AddStream { port }, Some(fd)) => {
                     // A table that is full closes the stream, which its owner sees.
                     let _ = self.waiting.add(port, fd);
+                }
+                Incoming::Request(RequestToMonitor::Pause, _) => {
+                    self.processors.pause();
+                    self.tell_pause();
+                }
+                Incoming::Request(RequestToMonitor::Resume, _) => {
+                    self.processors.resume();
+                    let _ = self.control.tell(&MachineEvent::Resumed);
                 }
                 Incoming::Request(RequestToMonitor::AddStream { .. }, None) | Incoming::Unknown => {}
                 Incoming::Nothing => return,

@@ -4,6 +4,7 @@ mod arms;
 pub(crate) mod crash;
 mod files;
 mod image;
+mod inside;
 mod life;
 mod limits;
 mod process;
@@ -47,7 +48,12 @@ macro_rules! all_promises {
             files::nothing_of_the_host_is_seen,
             limits::memory_ends_with_137,
             limits::processes_are_counted,
-            limits::nothing_is_left
+            limits::nothing_is_left,
+            inside::further_commands_run_beside,
+            inside::further_commands_are_as_the_first,
+            inside::a_pause_is_told,
+            inside::paused_processes_stop_and_clocks_go_on,
+            inside::processes_are_listed
             $(, $module :: $promise)*
         )
     };
@@ -57,13 +63,23 @@ const FAKE: &[Case] = promises!(fake []:
     life::states_follow_the_picture,
     life::plain_commands_end_as_they_do,
     life::neighbours_are_apart,
+    inside::further_commands_run_beside,
+    inside::a_pause_is_told,
+    inside::processes_are_listed,
 );
 
 const CONTAINER: &[Case] = all_promises!(
     container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
     process::missing_interpreter_is_127,
     process::not_executable_is_126,
-    files::devices_of_the_host_stay_closed
+    files::devices_of_the_host_stay_closed,
+    inside::further_commands_have_their_own_user_and_folder,
+    inside::further_commands_have_terminals,
+    inside::signals_reach_one_command,
+    inside::what_is_left_behind_is_not_waited_for,
+    inside::nothing_leads_out,
+    inside::stats_are_the_kernels,
+    inside::nothing_is_left
 );
 
 // An outside runtime tells of a program that the kernel refuses by the program's own exit code only: no promise of 126,
@@ -82,7 +98,14 @@ const RUNC: &[Case] = all_promises!(
 const MICROVM: &[Case] = all_promises!(
     microvm [Need::Host, Need::Kvm, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
     process::missing_interpreter_is_127,
-    process::not_executable_is_126
+    process::not_executable_is_126,
+    inside::further_commands_have_their_own_user_and_folder,
+    inside::further_commands_have_terminals,
+    inside::signals_reach_one_command,
+    inside::what_is_left_behind_is_not_waited_for,
+    inside::nothing_leads_out,
+    inside::stats_are_the_kernels,
+    inside::nothing_is_left
 );
 
 const CONTAINERS: &[Need] = &[Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")];

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use duplex::sandbox::{Backend, Sandbox, Stdio};
+use duplex::sandbox::{Backend, Exec, Sandbox, SandboxError, Stdio};
 use duplex::spec::{DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, Outcome, ProcessSpec, SandboxId, SandboxSpec};
 
 use super::image;
@@ -33,6 +33,14 @@ pub(crate) struct Running {
     pub(crate) stderr: Watched,
 }
 
+/// A further command at work.
+pub(crate) struct Further {
+    pub(crate) exec: Box<dyn Exec>,
+    pub(crate) stdin: Option<File>,
+    pub(crate) stdout: Watched,
+    pub(crate) stderr: Watched,
+}
+
 /// A stream that a thread reads, so that nobody blocks on it.
 pub(crate) struct Watched {
     pieces: Receiver<Vec<u8>>,
@@ -47,6 +55,11 @@ impl Stage {
         Self { backend, state }
     }
 
+    /// Nothing real runs in it.
+    pub(crate) fn is_fake(&self) -> bool {
+        format!("{:?}", self.backend).starts_with("Fake")
+    }
+
     /// A sandbox of the test image with this command, as `duplex run` without options would make it.
     pub(crate) fn spec(&self, args: &[&str]) -> SandboxSpec {
         let mut bytes = [0; 6];
@@ -57,12 +70,7 @@ impl Stage {
             isolation: self.backend.isolation(),
             reference: "conformance".into(),
             image: image::digest(),
-            process: ProcessSpec {
-                args: args.iter().map(|a| (*a).to_owned()).collect(),
-                cwd: "/".into(),
-                capabilities: DEFAULT_CAPABILITIES.to_vec(),
-                ..ProcessSpec::default()
-            },
+            process: process(args),
             hostname: "box".into(),
             limits: Limits { memory: Some(MemorySize(256 << 20)), ..Limits::default() },
             read_only: false,
@@ -96,7 +104,33 @@ impl Stage {
     }
 }
 
+impl Further {
+    /// Closes the input, waits for the end and reads the rest.
+    pub(crate) fn finish(mut self) -> Ran {
+        drop(self.stdin.take());
+        let outcome = self.exec.wait().unwrap_or_else(|e| panic!("{}", chain(&e)));
+        assert_eq!(self.exec.wait().unwrap(), outcome, "asked again, it says the same");
+        let (stdout, stderr) = (self.stdout.rest(), self.stderr.rest());
+        Ran { outcome, stdout, stderr }
+    }
+}
+
 impl Running {
+    /// Runs a further command.
+    pub(crate) fn exec(&self, process: &ProcessSpec) -> Further {
+        self.try_exec(process).unwrap_or_else(|e| panic!("{}", chain(&e)))
+    }
+
+    pub(crate) fn try_exec(&self, process: &ProcessSpec) -> Result<Further, SandboxError> {
+        let (stdio, stdin, stdout, stderr) = streams(process.stdin);
+        let exec = self.sandbox.inside().exec(process, stdio)?;
+        Ok(Further { exec, stdin, stdout: Watched::new(stdout), stderr: Watched::new(stderr) })
+    }
+
+    /// Runs a shell script as a further command to its end.
+    pub(crate) fn exec_shell(&self, script: &str) -> Ran {
+        self.exec(&process(&["sh", "-c", script])).finish()
+    }
     /// Closes the input, waits for the end, reads the rest and removes the sandbox.
     pub(crate) fn finish(mut self) -> Ran {
         drop(self.stdin.take());
@@ -149,6 +183,14 @@ impl Watched {
         }
     }
 
+    /// Reads for this long.
+    pub(crate) fn settle(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while let Ok(piece) = self.pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            self.seen.extend(piece);
+        }
+    }
+
     #[track_caller]
     fn rest(&mut self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
@@ -159,6 +201,16 @@ impl Watched {
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("a stream stays open after the end"),
             }
         }
+    }
+}
+
+/// A command as `duplex run` without options would make it.
+pub(crate) fn process(args: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        args: args.iter().map(|a| (*a).to_owned()).collect(),
+        cwd: "/".into(),
+        capabilities: DEFAULT_CAPABILITIES.to_vec(),
+        ..ProcessSpec::default()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::trouble::{Doing, Trouble};
 pub(crate) const MOUNT: &str = "/cgroup";
 
 /// The command's group.
-const GROUP: &str = "/cgroup/workload";
+pub(crate) const GROUP: &str = "/cgroup/workload";
 
 /// The group that the command is born in.
 pub(crate) struct Workload {
@@ -25,7 +25,7 @@ impl Workload {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
         mount("cgroup2", MOUNT, "cgroup2", flags, None).doing(|| format!("mount {MOUNT}"))?;
         let control = format!("{MOUNT}/cgroup.subtree_control");
-        fs::write(&control, "+memory +pids").doing(|| format!("write '+memory +pids' to {control}"))?;
+        fs::write(&control, "+memory +pids +io").doing(|| format!("write '+memory +pids +io' to {control}"))?;
         fs::create_dir(GROUP).doing(|| format!("make {GROUP}"))?;
         let dir = rustix::fs::open(GROUP, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         Ok(Self { dir: dir.doing(|| format!("open {GROUP}"))? })

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use duplex_wire::{Decoder, HOST_CID, Start, ToGuest, ToHost, encode, port};
 
@@ -13,6 +14,21 @@ use crate::trouble::{Doing, Trouble};
 pub(crate) struct Host {
     stream: File,
     decoder: Decoder<ToGuest>,
+    speaker: Speaker,
+}
+
+/// Tells the host from any thread.
+#[derive(Clone)]
+pub(crate) struct Speaker(Arc<Mutex<File>>);
+
+impl Speaker {
+    /// Sends a message, whole.
+    pub(crate) fn tell(&self, message: &ToHost) -> Result<(), Trouble> {
+        let frame = encode(message).map_err(|e| Trouble::new("encode a message", e))?;
+        // One who panicked while writing has ended the agent.
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.write_all(&frame).doing(|| "send the host a message".into())
+    }
 }
 
 /// What a look at the stream gave.
@@ -27,15 +43,21 @@ impl Host {
     /// Connects and says hello.
     pub(crate) fn connect() -> Result<Self, Trouble> {
         let stream = sys::vsock_connect(HOST_CID, port::CONTROL).doing(|| "reach the host".into())?;
-        let mut host = Self { stream: File::from(stream), decoder: Decoder::default() };
+        let stream = File::from(stream);
+        let speaker = Speaker(Arc::new(Mutex::new(stream.try_clone().doing(|| "duplicate the host's stream".into())?)));
+        let host = Self { stream, decoder: Decoder::default(), speaker };
         host.tell(&ToHost::Hello { agent: env!("CARGO_PKG_VERSION").to_owned() })?;
         Ok(host)
     }
 
     /// Sends a message.
-    pub(crate) fn tell(&mut self, message: &ToHost) -> Result<(), Trouble> {
-        let frame = encode(message).map_err(|e| Trouble::new("encode a message", e))?;
-        self.stream.write_all(&frame).doing(|| "send the host a message".into())
+    pub(crate) fn tell(&self, message: &ToHost) -> Result<(), Trouble> {
+        self.speaker.tell(message)
+    }
+
+    /// For other threads.
+    pub(crate) fn speaker(&self) -> &Speaker {
+        &self.speaker
     }
 
     /// Waits for the first message, which says what to run.

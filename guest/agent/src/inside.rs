@@ -1,7 +1,7 @@
 //! The way from a fresh process in new namespaces to the command: mounts, files, identity, privileges, exec. What Docker gives a container.
 
 use std::ffi::{CStr, CString};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use duplex_wire::{
@@ -9,6 +9,7 @@ use duplex_wire::{
     TerminalSize, environment,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, Uid, makedev, mknodat, symlinkat};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -77,10 +78,48 @@ impl From<Trouble> for Failure {
 /// Becomes the command. Returns only if that fails.
 pub(crate) fn become_command(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Failure {
     match prepare(start, ends, channel) {
-        Ok(command) => {
-            program::refused(&command.name, sys::execute(&command.path, &command.args, &command.environment))
-        }
+        Ok(command) => command.execute(),
         Err(failure) => failure,
+    }
+}
+
+/// Becomes a further process beside the command, whose namespaces and cgroup it is in already. Returns only if that fails.
+pub(crate) fn become_further(
+    process: &ProcessSpec,
+    hostname: &str,
+    ends: Option<ChildEnds>,
+    channel: &Channel,
+) -> Failure {
+    let prepare = || {
+        let identity = find_identity(process)?;
+        enter_folder(&process.cwd)?;
+        rustix::process::setsid().doing(|| "make a session".into())?;
+        match (ends, process.terminal) {
+            (Some(ends), _) => take_streams(ends, &identity)?,
+            (None, size) => drop(take_terminal(size.unwrap_or_default(), &identity, channel)?),
+        }
+        drop_privileges(process, &identity)?;
+        command(process, hostname, &identity)
+    };
+    match prepare() {
+        Ok(command) => command.execute(),
+        Err(failure) => failure,
+    }
+}
+
+/// Enters a folder that must be there: only the command's own is made.
+fn enter_folder(cwd: &str) -> Result<(), Failure> {
+    let cwd = if cwd.is_empty() { "/" } else { cwd };
+    let text = |why: &str| format!("Cannot enter the working folder '{cwd}': {why}");
+    rustix::process::chdir(cwd).map_err(|errno| match errno {
+        Errno::NOENT => Failure::new(FailureKind::NotFound, text("no such file or directory")),
+        Errno::NOTDIR => Failure::new(FailureKind::CannotExecute, text("not a directory")),
+        other => Failure::new(FailureKind::CannotExecute, text(&io::Error::from(other).to_string())),
+    })?;
+    // A folder outside the root has no path (CVE-2024-21626).
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        _ => Err(Failure::new(FailureKind::CannotExecute, text("it is outside the root"))),
     }
 }
 
@@ -90,6 +129,13 @@ struct Command {
     path: CString,
     args: Vec<CString>,
     environment: Vec<CString>,
+}
+
+impl Command {
+    /// Returns only why it failed.
+    fn execute(&self) -> Failure {
+        program::refused(&self.name, sys::execute(&self.path, &self.args, &self.environment))
+    }
 }
 
 fn prepare(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Result<Command, Failure> {
@@ -107,10 +153,10 @@ fn prepare(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Result<
     rustix::process::setsid().doing(|| "make a session".into())?;
     match (ends, process.terminal) {
         (Some(ends), _) => take_streams(ends, &identity)?,
-        (None, size) => take_terminal(size.unwrap_or_default(), &identity, channel)?,
+        (None, size) => make_console(&take_terminal(size.unwrap_or_default(), &identity, channel)?)?,
     }
     drop_privileges(process, &identity)?;
-    command(start, &identity)
+    command(process, &start.hostname, &identity)
 }
 
 fn mount_all() -> Result<(), Trouble> {
@@ -238,7 +284,7 @@ fn take_streams(ends: ChildEnds, identity: &Identity) -> Result<(), Trouble> {
 }
 
 /// Makes a terminal of the command's own devpts the standard streams and the controlling terminal; its master goes to the agent.
-fn take_terminal(size: TerminalSize, identity: &Identity, channel: &Channel) -> Result<(), Trouble> {
+fn take_terminal(size: TerminalSize, identity: &Identity, channel: &Channel) -> Result<OwnedFd, Trouble> {
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).doing(|| "open a terminal".into())?;
@@ -249,9 +295,9 @@ fn take_terminal(size: TerminalSize, identity: &Identity, channel: &Channel) -> 
     rustix::fs::fchown(&slave, Some(Uid::from_raw(identity.uid)), None)
         .doing(|| "give the user the terminal".into())?;
     rustix::process::ioctl_tiocsctty(&slave).doing(|| "take the terminal".into())?;
-    make_console(&master)?;
     channel.send_terminal(&master)?;
-    take(&slave, &slave, &slave)
+    take(&slave, &slave, &slave)?;
+    Ok(master)
 }
 
 /// `/dev/console` is the terminal, as in a container.
@@ -314,16 +360,15 @@ fn drop_bounding_set(kept: u64) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn command(start: &Start, identity: &Identity) -> Result<Command, Failure> {
-    let environment = environment(&start.process, &start.hostname, identity);
+fn command(process: &ProcessSpec, hostname: &str, identity: &Identity) -> Result<Command, Failure> {
+    let environment = environment(process, hostname, identity);
     let path = environment.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    let name =
-        start.process.args.first().ok_or_else(|| Failure::new(FailureKind::Other, "There is no command to run"))?;
+    let name = process.args.first().ok_or_else(|| Failure::new(FailureKind::Other, "There is no command to run"))?;
     let strings = |texts: &[String]| texts.iter().map(|t| CString::new(t.as_str())).collect::<Result<Vec<_>, _>>();
     let nul = |_| Failure::new(FailureKind::Other, "An argument or a variable of the command has a NUL byte");
     Ok(Command {
         path: program::find(name, path)?,
-        args: strings(&start.process.args).map_err(nul)?,
+        args: strings(&process.args).map_err(nul)?,
         name: name.clone(),
         environment: strings(&environment).map_err(nul)?,
     })

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use duplex_wire::{FailureKind, Start};
 use rustix::io::Errno;
@@ -21,8 +21,13 @@ use crate::trouble::{Doing, Trouble};
 /// Longest failure text in bytes that travels from the command's process.
 const LONGEST_TEXT: usize = 8192;
 
-/// First byte of a packet that carries the terminal.
+/// First byte of a packet that carries the terminal, or a session's process, or its orders.
 const TERMINAL: u8 = b'T';
+const PROCESS: u8 = b'P';
+const ORDERS: u8 = b'R';
+
+/// Most descriptors in a packet: a session's orders, the command's process and three streams.
+const MOST_DESCRIPTORS: usize = 5;
 
 /// What came of it.
 pub(crate) enum Launched {
@@ -45,25 +50,76 @@ pub(crate) struct Command {
 /// The command's end of a packet socket to the agent: a terminal, a failure, or silence when exec has closed it.
 pub(crate) struct Channel(OwnedFd);
 
+/// What came over a channel.
+pub(crate) enum Word {
+    /// The terminal's master.
+    Terminal(OwnedFd),
+    /// A handle of a session's process.
+    Process(OwnedFd),
+    /// The program is not executed.
+    Failure(Failure),
+    /// All that could speak have gone or have become the program.
+    End,
+}
+
 impl Channel {
-    fn pair() -> Result<(Self, Self), Trouble> {
+    pub(crate) fn pair() -> Result<(Self, Self), Trouble> {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map(|(a, b)| (Self(a), Self(b)))
             .doing(|| "make a socket pair".into())
     }
 
-    /// Sends the terminal's master.
-    pub(crate) fn send_terminal(&self, master: &OwnedFd) -> Result<(), Trouble> {
-        let fds = [master.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.0, &[IoSlice::new(&[TERMINAL])], &mut control, SendFlags::empty())
-            .map(|_| ())
-            .doing(|| "send the terminal".into())
+    /// Of a helper, whose standard input it is. The program to come gets another one.
+    pub(crate) fn of_stdin() -> Result<Self, Trouble> {
+        let take = || {
+            let channel = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+            rustix::net::sockopt::socket_type(&channel)?;
+            rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+            Ok::<_, Errno>(Self(channel))
+        };
+        take().doing(|| "take the channel".into())
     }
 
-    fn send_failure(&self, failure: &Failure) {
+    /// To be a helper's standard input.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    fn send(&self, kind: u8, descriptors: &[BorrowedFd<'_>]) -> Result<(), Trouble> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(Trouble::new("send descriptors", "they are too many"));
+        }
+        sendmsg(&self.0, &[IoSlice::new(&[kind])], &mut control, SendFlags::NOSIGNAL)
+            .map(|_| ())
+            .doing(|| "send descriptors".into())
+    }
+
+    /// Sends the terminal's master.
+    pub(crate) fn send_terminal(&self, master: &OwnedFd) -> Result<(), Trouble> {
+        self.send(TERMINAL, &[master.as_fd()])
+    }
+
+    /// Sends a handle of a session's process.
+    pub(crate) fn send_process(&self, process: &OwnedFd) -> Result<(), Trouble> {
+        self.send(PROCESS, &[process.as_fd()])
+    }
+
+    /// Sends what a helper is to do.
+    pub(crate) fn send_orders(&self, descriptors: &[BorrowedFd<'_>]) -> Result<(), Trouble> {
+        self.send(ORDERS, descriptors)
+    }
+
+    /// Waits for what [`Channel::send_orders`] sends.
+    pub(crate) fn receive_orders(&self) -> Result<Vec<OwnedFd>, Trouble> {
+        match self.packet()? {
+            (packet, descriptors) if packet == [ORDERS] => Ok(descriptors),
+            _ => Err(Trouble::new("hear the agent", "it sent no orders")),
+        }
+    }
+
+    pub(crate) fn send_failure(&self, failure: &Failure) {
         let kind = match failure.kind {
             FailureKind::NotFound => b'N',
             FailureKind::CannotExecute => b'C',
@@ -83,8 +139,35 @@ impl Channel {
     fn receive(&self) -> Result<(Option<OwnedFd>, Option<Failure>), Trouble> {
         let mut terminal = None;
         loop {
-            let mut packet = [0; LONGEST_TEXT + 1];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            match self.hear()? {
+                Word::Terminal(master) => terminal = Some(master),
+                Word::Process(_) => {}
+                Word::Failure(failure) => return Ok((terminal, Some(failure))),
+                Word::End => return Ok((terminal, None)),
+            }
+        }
+    }
+
+    /// Waits for a word.
+    pub(crate) fn hear(&self) -> Result<Word, Trouble> {
+        let (packet, descriptors) = self.packet()?;
+        let Some((kind, text)) = packet.split_first() else { return Ok(Word::End) };
+        let first = descriptors.into_iter().next();
+        let kind = match (*kind, first) {
+            (TERMINAL, Some(master)) => return Ok(Word::Terminal(master)),
+            (PROCESS, Some(process)) => return Ok(Word::Process(process)),
+            (b'N', _) => FailureKind::NotFound,
+            (b'C', _) => FailureKind::CannotExecute,
+            _ => FailureKind::Other,
+        };
+        Ok(Word::Failure(Failure::new(kind, String::from_utf8_lossy(text))))
+    }
+
+    /// The next packet, empty at the channel's end, with its descriptors.
+    fn packet(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), Trouble> {
+        let mut packet = vec![0; LONGEST_TEXT + 1];
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut into = [std::io::IoSliceMut::new(&mut packet)];
             let count = match recvmsg(&self.0, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
@@ -92,21 +175,14 @@ impl Channel {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e).doing(|| "hear the command's process".into()),
             };
+            let mut descriptors = Vec::new();
             for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-                    terminal = fds.next().or(terminal);
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    descriptors.extend(fds);
                 }
             }
-            let Some((kind, text)) = packet.get(..count).and_then(|p| p.split_first()) else {
-                return Ok((terminal, None));
-            };
-            let kind = match *kind {
-                TERMINAL => continue,
-                b'N' => FailureKind::NotFound,
-                b'C' => FailureKind::CannotExecute,
-                _ => FailureKind::Other,
-            };
-            return Ok((terminal, Some(Failure::new(kind, String::from_utf8_lossy(text)))));
+            packet.truncate(count);
+            return Ok((packet, descriptors));
         }
     }
 }

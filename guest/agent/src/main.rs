@@ -7,11 +7,14 @@
 
 mod boot;
 mod cgroup;
+mod enter;
 mod host;
 mod inside;
 mod launch;
 mod program;
 mod root;
+mod session;
+mod status;
 mod stdio;
 mod supervise;
 mod sys;
@@ -22,6 +25,10 @@ use duplex_wire::{FailureKind, ToHost, guest_exit};
 use crate::trouble::Trouble;
 
 fn main() {
+    // The kernel gives PID 1 the words of its command line that it does not know: another process is never PID 1.
+    if std::process::id() != 1 && std::env::args().nth(1).as_deref() == Some(enter::ARGUMENT) {
+        enter::main();
+    }
     let exit = match run() {
         Ok(()) => guest_exit::SHUTDOWN,
         Err(trouble) => {

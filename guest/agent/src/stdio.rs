@@ -5,9 +5,12 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use duplex_wire::{HOST_CID, ProcessSpec, port};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -69,7 +72,73 @@ impl HostEnds {
     }
 }
 
+impl HostEnds {
+    /// Connects the streams of a session on these ports.
+    pub(crate) fn connect_session(process: &ProcessSpec, [stdin, stdout, stderr]: [u32; 3]) -> Result<Self, Trouble> {
+        let connect =
+            |port| sys::vsock_connect_privileged(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
+        Ok(Self {
+            stdin: process.stdin.then(|| connect(stdin)).transpose()?,
+            stdout: connect(stdout)?,
+            stderr: process.terminal.is_none().then(|| connect(stderr)).transpose()?,
+        })
+    }
+}
+
+/// The threads and streams of a session. Other than the command's, they end while the machine lives on: whatever the session's process left
+/// behind must not keep them.
+pub(crate) struct Streams {
+    output: Vec<JoinHandle<()>>,
+    /// Readable once the process has ended.
+    ended: Arc<OwnedFd>,
+    stdin: Option<OwnedFd>,
+}
+
+impl Streams {
+    /// Call it when the process has ended: sends what it has written and closes all streams. Takes as long as the host does to read.
+    pub(crate) fn finish(self) {
+        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+        if let Some(stdin) = &self.stdin {
+            let _ = shutdown(stdin, Shutdown::Both);
+        }
+        for thread in self.output {
+            let _ = thread.join();
+        }
+    }
+}
+
 impl AgentEnds {
+    /// Starts to move a session's bytes. `terminal` is the master of its terminal, if it has one.
+    pub(crate) fn connect_session(self, host: HostEnds, terminal: Option<&OwnedFd>) -> Result<Streams, Trouble> {
+        let again = |fd: &OwnedFd| fd.try_clone().doing(|| "duplicate a stream".into());
+        let ended = eventfd(0, EventfdFlags::CLOEXEC).map(Arc::new).doing(|| "make an event".into())?;
+        let (input, outputs) = match (self, terminal) {
+            (Self::Pipes { stdin, stdout, stderr }, _) => {
+                (stdin, vec![(stdout, host.stdout)].into_iter().chain(host.stderr.map(|to| (stderr, to))).collect())
+            }
+            (Self::Terminal { stdin }, Some(master)) => {
+                (stdin.then(|| again(master)).transpose()?, vec![(again(master)?, host.stdout)])
+            }
+            (Self::Terminal { .. }, None) => {
+                return Err(Trouble::new("connect the terminal", "the session's process did not send it"));
+            }
+        };
+        let stdin = host.stdin.as_ref().map(again).transpose()?;
+        if let (Some(from), Some(to)) = (host.stdin, input) {
+            match terminal {
+                None => thread("session in", move || to_command(from, to))?,
+                Some(_) => thread("session in", move || to_terminal(from, to))?,
+            };
+        }
+        let outputs: Vec<(OwnedFd, OwnedFd)> = outputs;
+        let start = |(from, to)| {
+            let ended = Arc::clone(&ended);
+            thread("session out", move || until_ended(from, to, &ended))
+        };
+        let output = outputs.into_iter().map(start).collect::<Result<_, _>>()?;
+        Ok(Streams { output, ended, stdin })
+    }
+
     /// Starts to move bytes. `terminal` is the master of the command's terminal, if it has one.
     pub(crate) fn connect(self, host: HostEnds, terminal: Option<&OwnedFd>) -> Result<Output, Trouble> {
         let mut output = Vec::new();
@@ -109,7 +178,7 @@ impl Output {
     }
 }
 
-fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Trouble> {
+pub(crate) fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Trouble> {
     Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body).doing(|| format!("start the {name} thread"))
 }
 
@@ -141,6 +210,34 @@ fn to_host(from: OwnedFd, to: OwnedFd) {
     let _ = shutdown(&to, Shutdown::Write);
     // The host's end of the stream closes after it has read all. Keeping this end open until then keeps the kernel from dropping bytes.
     std::mem::forget(to);
+}
+
+/// As [`to_host`], and ends with the session's process: what it has written is moved, what others may still write is not waited for.
+fn until_ended(from: OwnedFd, to: OwnedFd, ended: &OwnedFd) {
+    let (mut source, mut sink) = (File::from(from), File::from(to));
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let mut fds = [PollFd::new(&source, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => break,
+        }
+        let [bytes, over] = fds.map(|fd| !fd.revents().is_empty());
+        match (bytes, over) {
+            (true, _) => match source.read(&mut buffer) {
+                Ok(count @ 1..) if sink.write_all(buffer.get(..count).unwrap_or(&[])).is_ok() => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
+            },
+            (false, true) => break,
+            (false, false) => {}
+        }
+    }
+    drop(source);
+    let _ = shutdown(&sink, Shutdown::Write);
+    // Closed here before the host's end has read all, the kernel might drop bytes: the host closes first.
+    while let Ok(1..) = sink.read(&mut buffer) {}
 }
 
 /// Moves bytes until either side ends. A terminal whose command has gone answers reads with EIO: that is its end.

@@ -1,15 +1,15 @@
 //! The life of a running command: the host's signals go in, its end comes out.
 
-use duplex_wire::{Effect, Ending, ToGuest, ToHost, effect};
+use duplex_wire::{Effect, Ending, FailureKind, ToGuest, ToHost, effect};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::host::{Heard, Host};
 use crate::inside::set_terminal_size;
 use crate::launch::Command;
-use crate::sys;
+use crate::session::Sessions;
 use crate::trouble::{Doing, Trouble};
+use crate::{status, sys};
 
 /// SIGKILL.
 const KILL: u8 = 9;
@@ -17,10 +17,10 @@ const KILL: u8 = 9;
 /// Serves the host until the command's first process ends. Its namespace ends with it, so all its other processes are gone too, and all
 /// their output is in the pipes. Returns when the output is with the host.
 pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Trouble> {
-    let mut ended_by = None;
+    let mut state = State::default();
     loop {
         while let Some(message) = host.heard_already()? {
-            obey(&command, &message, host, &mut ended_by)?;
+            obey(&command, message, host, &mut state)?;
         }
         let (ended, spoken) = {
             let mut fds = [PollFd::new(&command.process, PollFlags::IN), PollFd::new(host, PollFlags::IN)];
@@ -36,12 +36,13 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Tr
         }
         if spoken {
             match host.hear()? {
-                Heard::Message(message) => obey(&command, &message, host, &mut ended_by)?,
+                Heard::Message(message) => obey(&command, message, host, &mut state)?,
                 Heard::End => return Err(Trouble::new("go on", "the host is gone")),
             }
         }
     }
-    let ending = match (reap(&command)?, ended_by) {
+    let ending = sys::reap(&command.process).doing(|| "reap the command".into())?;
+    let ending = match (ending, state.ended_by) {
         (Ending::Signal(KILL), Some(signal)) => Ending::Signal(signal),
         (ending, _) => ending,
     };
@@ -49,12 +50,33 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Tr
     Ok(ending)
 }
 
-fn obey(command: &Command, message: &ToGuest, host: &mut Host, ended_by: &mut Option<u8>) -> Result<(), Trouble> {
+/// What there is beside the command.
+#[derive(Default)]
+struct State {
+    ended_by: Option<u8>,
+    sessions: Sessions,
+}
+
+fn obey(command: &Command, message: ToGuest, host: &mut Host, state: &mut State) -> Result<(), Trouble> {
+    let sessions = &state.sessions;
     let done = match (message, &command.terminal) {
-        (ToGuest::Signal(signal), _) => deliver(command, *signal, ended_by),
-        (ToGuest::Resize(size), Some(terminal)) => set_terminal_size(terminal, *size),
+        (ToGuest::Signal(signal), _) => deliver(command, signal, &mut state.ended_by),
+        (ToGuest::Resize(size), Some(terminal)) => set_terminal_size(terminal, size),
         (ToGuest::Resize(_), None) => Err(Trouble::new("set the terminal's size", "the command has no terminal")),
         (ToGuest::Start(_), _) => Err(Trouble::new("start", "the command runs already")),
+        (ToGuest::Open { session, task }, _) => {
+            let first = command.process.try_clone().doing(|| "duplicate a handle".into());
+            let opened = first.and_then(|first| sessions.open(session, *task, first, host.speaker()));
+            return opened.or_else(|trouble| {
+                host.tell(&ToHost::Refused { session, kind: FailureKind::Other, text: trouble.chain() })
+            });
+        }
+        (ToGuest::SessionSignal { session, signal }, _) => sessions.signal(session, signal),
+        (ToGuest::SessionResize { session, size }, _) => sessions.resize(session, size),
+        (ToGuest::Ask { number, question }, _) => {
+            return status::answer(number, question, host.speaker())
+                .or_else(|trouble| host.tell(&ToHost::Answer { number, answer: Err(trouble.chain()) }));
+        }
     };
     done.or_else(|trouble| host.tell(&ToHost::Log { text: trouble.chain() }))
 }
@@ -71,19 +93,4 @@ fn deliver(command: &Command, signal: u8, ended_by: &mut Option<u8>) -> Result<(
         }
     };
     sys::signal(&command.process, sent).doing(|| format!("send signal {signal}"))
-}
-
-fn reap(command: &Command) -> Result<Ending, Trouble> {
-    use std::os::fd::AsFd;
-    loop {
-        match waitid(WaitId::PidFd(command.process.as_fd()), WaitIdOptions::EXITED) {
-            Ok(Some(status)) => {
-                let code = status.exit_status().and_then(|c| u8::try_from(c & 0xff).ok()).map(Ending::Code);
-                let signal = status.terminating_signal().and_then(|s| u8::try_from(s).ok()).map(Ending::Signal);
-                return code.or(signal).ok_or_else(|| Trouble::new("reap the command", "it has no status"));
-            }
-            Ok(None) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e).doing(|| "reap the command".into()),
-        }
-    }
 }

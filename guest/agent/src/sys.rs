@@ -5,8 +5,9 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use duplex_wire::EXIT_PORT;
+use duplex_wire::{EXIT_PORT, Ending, port};
 use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 /// RNDADDENTROPY of random(4): `_IOW('R', 3, int[2])`.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
@@ -23,19 +24,52 @@ fn size_of_socklen<T>() -> libc::socklen_t {
 
 /// A vsock stream to `port` of `cid` (vsock(7)).
 pub(crate) fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock_socket()?;
+    let (address, size) = vsock_address(cid, port);
+    // SAFETY: the pointer and the size describe `address`, which lives through the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast::<libc::sockaddr>(), size) })?;
+    Ok(socket)
+}
+
+/// A vsock stream to `port` of `cid` from a port that only root can have.
+pub(crate) fn vsock_connect_privileged(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock_socket()?;
+    let bind = |local: u32| {
+        let (address, size) = vsock_address(libc::VMADDR_CID_ANY, local);
+        // SAFETY: the pointer and the size describe `address`, which lives through the call.
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast::<libc::sockaddr>(), size) })
+    };
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for local in (1..port::PRIVILEGED).rev() {
+        match bind(local) {
+            Ok(_) => {
+                let (address, size) = vsock_address(cid, port);
+                let pointer = (&raw const address).cast::<libc::sockaddr>();
+                // SAFETY: the pointer and the size describe `address`, which lives through the call.
+                check(unsafe { libc::connect(socket.as_raw_fd(), pointer, size) })?;
+                return Ok(socket);
+            }
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last)
+}
+
+fn vsock_socket() -> io::Result<OwnedFd> {
     // SAFETY: socket(2) takes no pointer.
     let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: `fd` was just made by the kernel and nothing else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn vsock_address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
     // SAFETY: all zeroes is a valid sockaddr_vm: it is made of integers.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
     address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).unwrap_or_default();
     address.svm_cid = cid;
     address.svm_port = port;
-    let pointer = (&raw const address).cast::<libc::sockaddr>();
-    // SAFETY: `pointer` and the size describe `address`, which lives through the call.
-    check(unsafe { libc::connect(socket.as_raw_fd(), pointer, size_of_socklen::<libc::sockaddr_vm>()) })?;
-    Ok(socket)
+    (address, size_of_socklen::<libc::sockaddr_vm>())
 }
 
 /// Adds a seed to the kernel's random generator and counts all its bits.
@@ -87,13 +121,17 @@ pub(crate) enum Born {
 pub(crate) fn give_birth(cgroup: BorrowedFd<'_>) -> io::Result<Born> {
     let namespaces =
         libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
-    let flags = u64::from(namespaces.cast_unsigned() | libc::CLONE_PIDFD.cast_unsigned());
+    clone_into(cgroup, u64::from(namespaces.cast_unsigned()), u64::from(libc::SIGCHLD.cast_unsigned()))
+}
+
+fn clone_into(cgroup: BorrowedFd<'_>, flags: u64, exit_signal: u64) -> io::Result<Born> {
+    let flags = flags | u64::from(libc::CLONE_PIDFD.cast_unsigned());
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all zeroes is a valid clone_args: it is made of integers.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | CLONE_INTO_CGROUP;
     args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.exit_signal = exit_signal;
     args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     // SAFETY: `args` and `pidfd` live through the call; no CLONE_VM, so the child runs on its own copy of this stack.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
@@ -105,8 +143,30 @@ pub(crate) fn give_birth(cgroup: BorrowedFd<'_>) -> io::Result<Born> {
     }
 }
 
+/// clone3(2) of a process in the cgroup whose folder is given and in the namespaces that the caller has joined. It is a child of the
+/// caller's parent. Call it while the process has one thread.
+pub(crate) fn give_sibling_birth(cgroup: BorrowedFd<'_>) -> io::Result<Born> {
+    clone_into(cgroup, u64::from(libc::CLONE_PARENT.cast_unsigned()), 0)
+}
+
 /// CLONE_INTO_CGROUP of clone(2), which has 33 bits.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Waits for the end of a child.
+pub(crate) fn reap(process: &OwnedFd) -> io::Result<Ending> {
+    use std::os::fd::AsFd;
+    loop {
+        match waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                let code = status.exit_status().and_then(|c| u8::try_from(c & 0xff).ok()).map(Ending::Code);
+                let signal = status.terminating_signal().and_then(|s| u8::try_from(s).ok()).map(Ending::Signal);
+                return code.or(signal).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+            }
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
 
 /// Sets supplementary groups, group and user of the calling process, which has one thread.
 pub(crate) fn set_identity(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
@@ -126,8 +186,15 @@ pub(crate) fn execute(path: &CStr, args: &[CString], environment: &[CString]) ->
         list.chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
     };
     let (args, environment) = (pointers(args), pointers(environment));
-    // SAFETY: SIG_DFL is a valid action; the Rust runtime ignores SIGPIPE and no other signal.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // The kernel's `struct sigaction` (rt_sigaction(2)): SIG_DFL, no flags, no restorer, an empty mask. The Rust runtime ignores SIGPIPE, and
+    // what `posix_spawn` has made the C library's own two, which its own call would refuse to change.
+    let default = [0_u64; 4];
+    for signal in [libc::SIGPIPE, 32, 33] {
+        // SAFETY: the structure has the kernel's size and outlives the call, which installs no code; the mask's size is in bytes.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>())
+        };
+    }
     // SAFETY: all zeroes is a valid, empty signal set.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `none` lives through the call; the old mask is not asked for.

@@ -7,6 +7,8 @@ mod environment;
 mod frame;
 mod message;
 mod process;
+mod procfs;
+mod session;
 mod signals;
 mod users;
 
@@ -14,6 +16,8 @@ pub use environment::{DEFAULT_PATH, environment};
 pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
 pub use message::{Ending, FailureKind, Root, Start, ToGuest, ToHost};
 pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
+pub use procfs::{Pid, ProcessEntry, command_line, process_entry, processes};
+pub use session::{Answer, Counters, MOST_PROCESSES, Question, Task};
 pub use signals::{Effect, effect};
 pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 
@@ -44,4 +48,34 @@ pub mod port {
     pub const STDOUT: u32 = 1026;
     /// Raw bytes of its standard error.
     pub const STDERR: u32 = 1027;
+
+    /// First port of the sessions' streams. From here on the monitor takes connections from ports below [`PRIVILEGED`] only, which
+    /// Linux gives to root alone: no other user of the guest can take a stream that waits for the agent.
+    pub const SESSIONS: u32 = 0x1_0000;
+
+    /// Ports below this one are root's (`LAST_RESERVED_PORT` of Linux is the one before).
+    pub const PRIVILEGED: u32 = 1024;
+
+    /// The last session whose ports are numbers. A sandbox that has used them all opens no more.
+    pub const LAST_SESSION: u32 = (u32::MAX - SESSIONS) / 3 - 1;
+
+    /// The ports of a session's standard input, output and error; `None` past [`LAST_SESSION`]. No two sessions share one, and none is used
+    /// a second time.
+    pub fn of_session(session: u32) -> Option<[u32; 3]> {
+        let first = session.checked_mul(3)?.checked_add(SESSIONS)?;
+        Some([first, first.checked_add(1)?, first.checked_add(2)?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port;
+
+    #[test]
+    fn sessions_have_ports_of_their_own() {
+        assert_eq!(port::of_session(0), Some([0x1_0000, 0x1_0001, 0x1_0002]));
+        assert_eq!(port::of_session(1), Some([0x1_0003, 0x1_0004, 0x1_0005]));
+        assert!(port::of_session(port::LAST_SESSION).is_some());
+        assert_eq!(port::of_session(u32::MAX / 3), None);
+    }
 }

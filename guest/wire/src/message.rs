@@ -9,10 +9,22 @@
 //!   | -- Exited -----------------> |   after the last byte of its output
 //!   | <-- end of the connection -- |   the host has read all: the machine may go
 //! ```
+//!
+//! Between `Started` and `Exited` the host may open sessions, each a further process beside the command, and ask questions. Every session
+//! and every question has a number that the host gives out once in a sandbox's life:
+//!
+//! ```text
+//!   | <----- Open(session, task) -- |
+//!   | -- Opened(session) ---------> |   it runs              (or Refused: it never will)
+//!   | <-- SessionSignal, -Resize -- |   at any time from here on
+//!   | -- Closed(session) ---------> |   it has ended, and all that it wrote before is written
+//!   | <-------- Ask(number, what) - |
+//!   | -- Answer(number, words) ---> |
+//! ```
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Message, ProcessSpec, TerminalSize};
+use crate::{Answer, Message, ProcessSpec, Question, Task, TerminalSize};
 
 /// What the host tells the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +35,34 @@ pub enum ToGuest {
     Signal(u8),
     /// The terminal has this size now.
     Resize(TerminalSize),
+    /// Run this beside the command, with its streams on the ports of this session ([`crate::port::of_session`]).
+    Open {
+        /// The session's number.
+        session: u32,
+        /// What it does.
+        task: Box<Task>,
+    },
+    /// Send the session's process this signal.
+    SessionSignal {
+        /// Which session.
+        session: u32,
+        /// The signal's number.
+        signal: u8,
+    },
+    /// The session's terminal has this size now.
+    SessionResize {
+        /// Which session.
+        session: u32,
+        /// The size.
+        size: TerminalSize,
+    },
+    /// Answer this.
+    Ask {
+        /// The question's number.
+        number: u32,
+        /// The question.
+        question: Question,
+    },
 }
 
 /// One sandbox as the agent sees it.
@@ -89,6 +129,34 @@ pub enum ToHost {
         /// The line.
         text: String,
     },
+    /// The session runs.
+    Opened {
+        /// Which session.
+        session: u32,
+    },
+    /// The session was not opened and will not be; the last message about it.
+    Refused {
+        /// Which session.
+        session: u32,
+        /// What Docker tells apart by exit code.
+        kind: FailureKind,
+        /// A sentence that names the thing.
+        text: String,
+    },
+    /// The session's process has ended and what it wrote is on its way; the last message about it.
+    Closed {
+        /// Which session.
+        session: u32,
+        /// How.
+        ending: Ending,
+    },
+    /// The answer to a question.
+    Answer {
+        /// The question's number.
+        number: u32,
+        /// The answer, or why there is none.
+        answer: Result<Answer, String>,
+    },
 }
 
 /// Why a command was not executed.
@@ -116,5 +184,5 @@ impl Message for ToGuest {
 }
 
 impl Message for ToHost {
-    const LIMIT: usize = 64 << 10;
+    const LIMIT: usize = 256 << 10;
 }

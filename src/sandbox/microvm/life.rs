@@ -1,15 +1,16 @@
 //! A running machine as one conversation with two peers: the agent tells of the command, the monitor tells of the machine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use duplex_wire::{Root, Start, ToHost};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::board::Board;
 use super::monitor::{MachineEnd, Monitor, Reach, pidfd_of};
 use super::outcome::{AgentEnd, Evidence, judge};
 use super::{Cause, MicroVmError};
-use crate::sandbox::agent::{Client, Heard};
+use crate::sandbox::agent::{AgentError, Client, Heard};
 use crate::sandbox::etc;
 use crate::spec::{MachineEvent, MachineExit, Moment, Moments, Outcome, SandboxSpec};
 use crate::sys::clock::monotonic_ns;
@@ -23,6 +24,7 @@ pub(super) struct Life {
     agent: Client,
     monitor: Monitor,
     reach: Arc<Reach>,
+    board: Arc<Board>,
     evidence: Evidence,
     greeted: bool,
     started: bool,
@@ -32,9 +34,9 @@ pub(super) struct Life {
 
 impl Life {
     /// Of a monitor that has just been born.
-    pub(super) fn new(agent: Client, monitor: Monitor, reach: Arc<Reach>) -> Self {
+    pub(super) fn new(agent: Client, monitor: Monitor, reach: Arc<Reach>, board: Arc<Board>) -> Self {
         let evidence = Evidence::default();
-        Self { agent, monitor, reach, evidence, greeted: false, started: false, agent_gone: false, gone: false }
+        Self { agent, monitor, reach, board, evidence, greeted: false, started: false, agent_gone: false, gone: false }
     }
 
     /// Waits until the command runs or never will: a machine that is never made ([`Life::why_not_made`]) or ends on the way is no error here.
@@ -42,7 +44,7 @@ impl Life {
         &mut self,
         spec: &SandboxSpec,
         patience: Duration,
-        moments: &mut Moments,
+        moments: &Mutex<Moments>,
     ) -> Result<(), MicroVmError> {
         let deadline = Instant::now() + patience;
         let mut asked = false;
@@ -68,7 +70,7 @@ impl Life {
     }
 
     /// Waits until the command has ended or the machine is gone. No deadline: a command may run for ever.
-    pub(super) fn until_ended(&mut self, moments: &mut Moments) -> Result<(), MicroVmError> {
+    pub(super) fn until_ended(&mut self, moments: &Mutex<Moments>) -> Result<(), MicroVmError> {
         while self.evidence.agent.is_none() && !self.gone {
             self.listen(None, moments)?;
         }
@@ -81,7 +83,7 @@ impl Life {
     }
 
     /// Lets the machine go and waits until it is gone. One that does not go is ended.
-    pub(super) fn until_gone(&mut self, moments: &mut Moments, patience: Duration) -> Result<(), MicroVmError> {
+    pub(super) fn until_gone(&mut self, moments: &Mutex<Moments>, patience: Duration) -> Result<(), MicroVmError> {
         self.agent.finish();
         let deadline = Instant::now() + patience;
         while !self.gone {
@@ -106,7 +108,7 @@ impl Life {
     }
 
     /// Waits until a peer says something or ends, and takes it in. False if the deadline came first.
-    fn listen(&mut self, deadline: Option<Instant>, moments: &mut Moments) -> Result<bool, MicroVmError> {
+    fn listen(&mut self, deadline: Option<Instant>, moments: &Mutex<Moments>) -> Result<bool, MicroVmError> {
         let process = pidfd_of(&self.reach);
         let agent = (!self.agent_gone).then(|| PollFd::new(&self.agent, PollFlags::IN));
         let control = self.monitor.control().map(|c| PollFd::new(c, PollFlags::IN));
@@ -128,60 +130,72 @@ impl Life {
             self.hear_monitor(moments);
             self.evidence.machine.get_or_insert(end);
             // A machine that was killed says nothing; its command ended no later than now.
-            moments.note(Moment::Exited, monotonic_ns());
+            note(moments, Moment::Exited, monotonic_ns());
             self.gone = true;
         }
         Ok(true)
     }
 
-    fn hear_agent(&mut self, moments: &mut Moments) {
+    fn hear_agent(&mut self, moments: &Mutex<Moments>) {
         while !self.agent_gone {
             match self.agent.hear() {
-                Ok(Heard::Message(message)) => self.take_in(message, moments),
+                Ok(Heard::Message(message)) => match self.board.take_in(&message) {
+                    Ok(true) => {}
+                    Ok(false) => self.take_in(message, moments),
+                    Err(error) => self.outlaw(&error),
+                },
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::End) => self.agent_gone = true,
-                Err(error) => {
-                    self.agent_gone = true;
-                    let why = std::error::Error::source(&error).map_or(error.to_string(), |s| format!("{error}: {s}"));
-                    self.evidence.machine.get_or_insert(MachineEnd::Outlawed(why));
-                    self.reach.end();
-                }
+                Err(error) => self.outlaw(&error),
             }
         }
     }
 
-    fn take_in(&mut self, message: ToHost, moments: &mut Moments) {
+    /// The agent has broken the rules: its machine ends.
+    fn outlaw(&mut self, error: &AgentError) {
+        self.agent_gone = true;
+        let why = std::error::Error::source(error).map_or(error.to_string(), |s| format!("{error}: {s}"));
+        self.evidence.machine.get_or_insert(MachineEnd::Outlawed(why));
+        self.reach.end();
+    }
+
+    fn take_in(&mut self, message: ToHost, moments: &Mutex<Moments>) {
         match message {
             ToHost::Hello { .. } => {
                 self.greeted = true;
-                moments.note(Moment::AgentReady, monotonic_ns());
+                note(moments, Moment::AgentReady, monotonic_ns());
             }
             ToHost::Started => {
                 self.started = true;
-                moments.note(Moment::Started, monotonic_ns());
+                self.board.begin();
+                note(moments, Moment::Started, monotonic_ns());
             }
             ToHost::Exited { ending, oom } => {
-                moments.note(Moment::Exited, monotonic_ns());
+                note(moments, Moment::Exited, monotonic_ns());
                 self.evidence.agent = Some(AgentEnd::Exited { ending, oom });
             }
             ToHost::StartFailed { kind, text } => {
-                moments.note(Moment::Exited, monotonic_ns());
+                note(moments, Moment::Exited, monotonic_ns());
                 self.evidence.agent = Some(AgentEnd::StartFailed { kind, text });
             }
             ToHost::Log { text } => self.evidence.logs.push(text),
+            // The board's.
+            ToHost::Opened { .. } | ToHost::Refused { .. } | ToHost::Closed { .. } | ToHost::Answer { .. } => {}
         }
     }
 
-    fn hear_monitor(&mut self, moments: &mut Moments) {
+    fn hear_monitor(&mut self, moments: &Mutex<Moments>) {
         while let Some(event) = self.monitor.hear() {
             match event {
-                MachineEvent::Running { at_ns } => moments.note(Moment::MachineReady, at_ns),
+                MachineEvent::Running { at_ns } => note(moments, Moment::MachineReady, at_ns),
                 MachineEvent::Exited { exit, at_ns } => {
                     // A machine that takes the command with it ends the command.
-                    moments.note(Moment::Exited, at_ns.min(monotonic_ns()));
+                    note(moments, Moment::Exited, at_ns.min(monotonic_ns()));
                     self.say(MachineEnd::Said(exit));
                 }
                 MachineEvent::Failed { causes } => self.say(MachineEnd::Failed(causes)),
+                MachineEvent::Paused => self.board.set_paused(true),
+                MachineEvent::Resumed => self.board.set_paused(false),
             }
         }
     }
@@ -192,6 +206,10 @@ impl Life {
             self.evidence.machine.get_or_insert(end);
         }
     }
+}
+
+fn note(moments: &Mutex<Moments>, moment: Moment, at_ns: u64) {
+    moments.lock().unwrap_or_else(PoisonError::into_inner).note(moment, at_ns);
 }
 
 /// The agent's orders, with fresh randomness and the time of now.

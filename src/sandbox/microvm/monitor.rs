@@ -2,7 +2,8 @@
 //! are cut and cleaned, and its end is known from its pidfd alone.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, IoSlice, Read, Seek, SeekFrom};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::machine::Machine;
-use crate::spec::{MachineEvent, MachineExit};
+use crate::spec::{MachineEvent, MachineExit, RequestToMonitor};
 use crate::sys::birth::{Child, spawn};
 
 /// Longest packet from the monitor.
@@ -54,6 +55,8 @@ pub(super) struct Reach(Mutex<Held>);
 #[derive(Debug, Default)]
 struct Held {
     process: Option<OwnedFd>,
+    /// The control socket once more, for requests.
+    control: Option<OwnedFd>,
     killed: bool,
 }
 
@@ -73,6 +76,23 @@ impl Reach {
     /// Ends the monitor without a wish of the user.
     pub(super) fn end(&self) {
         self.with(|held| held.end());
+    }
+
+    /// Asks the monitor for something; a descriptor may come with it.
+    pub(super) fn ask(&self, request: RequestToMonitor, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let control = self.with(|held| held.control.as_ref().map(OwnedFd::try_clone)).transpose()?;
+        let control = control.ok_or(io::ErrorKind::NotConnected)?;
+        let packet = postcard::to_stdvec(&request).map_err(io::Error::other)?;
+        let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        }
+        // Not waiting: a monitor that leaves so many requests unread is stuck.
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        rustix::io::retry_on_intr(|| sendmsg(&control, &[IoSlice::new(&packet)], &mut ancillary, flags))?;
+        Ok(())
     }
 
     /// The user has asked for the end.
@@ -99,10 +119,12 @@ impl Monitor {
         reach: &Reach,
     ) -> std::io::Result<Self> {
         let stderr = bounded_file()?;
+        let again = control.try_clone()?;
         let (args, fds) = (machine.args(), machine.fds());
         let process = spawn(&Child { program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup) })?;
         reach.with(|held| {
             held.process = Some(process);
+            held.control = Some(again);
             if held.killed {
                 held.end();
             }
@@ -144,7 +166,7 @@ impl Monitor {
             _ => return None,
         }
         let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
-        reach.with(|held| held.process = None);
+        reach.with(|held| (held.process, held.control) = (None, None));
         let how = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("exited with code {code}"),
             (None, Some(signal)) => format!("was ended by signal {signal}"),

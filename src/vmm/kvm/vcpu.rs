@@ -100,7 +100,7 @@ impl Bound<'_> {
             Ok(VcpuExit::MmioWrite(addr, data)) => Exit::Write(addr, data),
             Ok(VcpuExit::MmioRead(addr, data)) => Exit::Read(addr, data),
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
-            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::Intr) => interrupted(),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 Exit::Fault(format!("the processor refused to enter the guest (reason {reason:#x})"))
             }
@@ -109,11 +109,29 @@ impl Bound<'_> {
             }
             Ok(other) => Exit::Fault(format!("unexpected exit {other:?}")),
             Err(e) => match io::Error::from(e) {
-                e if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Exit::Interrupted,
+                e if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => interrupted(),
                 e => Exit::Fault(format!("KVM_RUN failed: {e}")),
             },
         }
     }
+}
+
+impl Bound<'_> {
+    /// Tells the guest's kernel that it has been stopped for a while: its watchdogs then do not take the gap for a hang (KVM API, 4.70,
+    /// KVM_KVMCLOCK_CTRL). A guest that does not use KVM's clock need not be told.
+    pub fn was_stopped(&self) {
+        let _ = self.vcpu.fd.kvmclock_ctrl();
+    }
+}
+
+/// A kick is heard: the next run enters the guest, unless there is another kick.
+fn interrupted() -> Exit<'static> {
+    let byte = IMMEDIATE_EXIT.get();
+    if !byte.is_null() {
+        // SAFETY: set by `Vcpu::bind` on this very thread to a byte of the vCPU's shared page, and cleared before that page can go away.
+        unsafe { &*byte }.store(0, Ordering::Relaxed);
+    }
+    Exit::Interrupted
 }
 
 impl Drop for Bound<'_> {
@@ -153,13 +171,18 @@ impl<T> Kicker<T> {
         Self(thread)
     }
 
+    /// Kicks the thread: the processor leaves the guest once.
+    pub fn kick(&self) {
+        // Fails only for a thread that has ended already.
+        let _ = self.0.kill(kick_signal());
+    }
+
     /// Kicks the thread and waits until it ends. The thread must end by itself after its processor was interrupted.
     ///
     /// # Errors
     /// The thread's panic.
     pub fn end(self) -> std::thread::Result<T> {
-        // Fails only for a thread that has ended already.
-        let _ = self.0.kill(kick_signal());
+        self.kick();
         self.0.join()
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! bind -> run -> handle the exit -> run ... -> the machine ends (by this processor or another) -> thread ends
+//!          ^        |
+//!          '- gate -'   (waits here while the machine is paused)
 //! ```
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::bus::Bus;
@@ -48,23 +50,96 @@ impl Ending {
     }
 }
 
+/// What every processor passes before it enters the guest. Lock order: its lock is taken last.
+#[derive(Debug)]
+pub struct Gate {
+    /// A look at `queue.closed` without its lock.
+    closed: AtomicBool,
+    queue: Mutex<Queue>,
+    opened: Condvar,
+    wake: Arc<Wake>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    closed: bool,
+    waiting: usize,
+}
+
+impl Gate {
+    /// Open. `wake` is signalled when a processor comes to wait.
+    pub fn new(wake: Arc<Wake>) -> Self {
+        Self { closed: AtomicBool::new(false), queue: Mutex::default(), opened: Condvar::new(), wake }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, closed: bool) {
+        let mut queue = self.lock();
+        queue.closed = closed;
+        self.closed.store(closed, Ordering::SeqCst);
+        self.opened.notify_all();
+    }
+
+    /// Processors that are kicked from now on wait.
+    pub fn close(&self) {
+        self.set(true);
+    }
+
+    /// Lets them go on.
+    pub fn open(&self) {
+        self.set(false);
+    }
+
+    /// How many processors wait, if it is closed.
+    pub fn waiting(&self) -> Option<usize> {
+        let queue = self.lock();
+        queue.closed.then_some(queue.waiting)
+    }
+
+    /// Waits while it is closed. True if it was.
+    fn pass(&self) -> bool {
+        if !self.closed.load(Ordering::SeqCst) {
+            return false;
+        }
+        let mut queue = self.lock();
+        queue.waiting += 1;
+        self.wake.ring();
+        let mut queue = self.opened.wait_while(queue, |q| q.closed).unwrap_or_else(PoisonError::into_inner);
+        queue.waiting -= 1;
+        true
+    }
+}
+
+/// What a processor's thread shares with the others.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// What it reaches outside memory.
+    pub bus: Arc<Bus>,
+    /// How the machine ends.
+    pub ending: Arc<Ending>,
+    /// What it passes before it enters the guest.
+    pub gate: Arc<Gate>,
+}
+
 /// Starts the thread of a processor.
 ///
 /// # Errors
 /// If the host has no thread for it.
-pub fn start(
-    index: u8,
-    mut vcpu: Vcpu,
-    bus: Arc<Bus>,
-    ending: Arc<Ending>,
-    enter: EnterRole,
-) -> io::Result<Kicker<()>> {
+pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings, enter: EnterRole) -> io::Result<Kicker<()>> {
+    let Surroundings { bus, ending, gate } = around;
     let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(128 << 10).spawn(move || {
         if let Err(e) = enter.enter(Role::Vcpu(index)) {
             return ending.end(MachineExit::KvmFault(format!("processor {index} could not be confined: {e}")));
         }
         let mut bound = vcpu.bind();
         while !ending.has_ended() {
+            if gate.pass() {
+                bound.was_stopped();
+                continue;
+            }
             if let Some(exit) = step(&mut bound, &bus) {
                 ending.end(exit);
             }
@@ -86,4 +161,29 @@ fn step(vcpu: &mut Bound<'_>, bus: &Bus) -> Option<MachineExit> {
         Exit::Fault(words) => return Some(MachineExit::KvmFault(words)),
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_holds_until_it_opens() {
+        let gate = Arc::new(Gate::new(Arc::new(Wake::new().unwrap())));
+        assert!(!gate.pass(), "an open gate holds nobody");
+        assert_eq!(gate.waiting(), None);
+        gate.close();
+        let held: Vec<_> = (0..3)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                thread::spawn(move || gate.pass())
+            })
+            .collect();
+        while gate.waiting() != Some(3) {
+            thread::yield_now();
+        }
+        gate.open();
+        assert!(held.into_iter().all(|thread| thread.join().unwrap()));
+        assert!(!gate.pass());
+    }
 }

@@ -1,7 +1,8 @@
 //! Socket device (virtio 1.2, 5.10): streams from the guest to unix sockets of the host.
 //!
 //! The monitor neither connects nor listens. It holds sockets that its caller connected, each for a port; a guest's connection to that port
-//! takes one, a connection to any other port is refused. The host never opens a connection to the guest.
+//! takes one, a connection to any other port is refused. The host never opens a connection to the guest. Streams that come while programs of
+//! the guest run (`duplex_wire::port::SESSIONS` and above) are for its root alone, whose connections come from ports below 1024.
 
 mod connection;
 mod packet;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use duplex_wire::port;
 pub use waiting::{WaitingFull, WaitingStreams};
 
 use super::area::Area;
@@ -110,6 +112,7 @@ impl Vsock {
             return;
         }
         let wanted = header.op == Some(Op::Request) && header.kind == STREAM && payload.is_empty();
+        let wanted = wanted && (header.dst_port < port::SESSIONS || header.src_port < port::PRIVILEGED);
         let room = self.connections.len() < MOST_CONNECTIONS && !self.connections.contains_key(&key);
         let stream = if wanted && room { self.waiting.take(header.dst_port) } else { None };
         let source = self.next_source;

@@ -391,3 +391,15 @@ fn a_reset_closes_the_streams() {
     drop(host);
     guest.driver.poll();
 }
+
+#[test]
+fn streams_of_sessions_are_for_the_guests_root() {
+    let mut guest = Guest::with_receive_buffers(4, 4096);
+    let _stream = guest.stream(port::SESSIONS + 1);
+    let request = |src_port| Header { src_port, dst_port: port::SESSIONS + 1, ..guest.header(Op::Request, 0) };
+    let (other, root) = (request(port::PRIVILEGED), request(port::PRIVILEGED - 1));
+    guest.send_raw(&other, &[]);
+    assert_eq!(guest.take_op(), Some(Op::Reset));
+    guest.send_raw(&root, &[]);
+    assert_eq!(guest.take_op(), Some(Op::Response), "the stream still waits for root");
+}

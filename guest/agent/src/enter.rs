@@ -1,0 +1,168 @@
+//! `/init enter`: the agent's program once more, as a process of one thread, which makes a process of a session inside the command's namespaces.
+//! The agent cannot do that itself: it has threads, and joins nobody's namespaces.
+//!
+//! ```text
+//! agent                      /init enter                     the session's process
+//!   | -- orders, descriptors -> |  joins namespaces
+//!   |                           | -- clone3, CLONE_PARENT ---> |  child of the agent
+//!   | <-- process ------------- |  ends                        |
+//!   | <-- terminal, failure, or the channel's end (execve) --- |
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+
+use duplex_wire::{Decoder, FailureKind, Task, ToGuest, encode};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::cgroup::GROUP;
+use crate::inside;
+use crate::launch::{Channel, Word};
+use crate::program::Failure;
+use crate::stdio::ChildEnds;
+use crate::sys::{self, Born};
+use crate::trouble::{Doing, Trouble};
+
+/// The argument that asks for this.
+pub(crate) const ARGUMENT: &str = "enter";
+
+/// The agent's program in the initial RAM file system.
+const PROGRAM: &str = "/init";
+
+/// A session's process, or why there is none.
+pub(crate) enum Entered {
+    /// It runs.
+    Running {
+        /// A handle of it.
+        process: OwnedFd,
+        /// Its terminal's master, if it has a terminal.
+        terminal: Option<OwnedFd>,
+    },
+    /// It was not executed.
+    Failed(Failure),
+}
+
+/// Makes a process beside the one behind `first`. It is our child.
+pub(crate) fn enter(task: &Task, first: BorrowedFd<'_>, ends: Option<ChildEnds>) -> Result<Entered, Trouble> {
+    let (ours, theirs) = Channel::pair()?;
+    let mut helper = Helper(
+        Command::new(PROGRAM)
+            .arg(ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .spawn()
+            .doing(|| format!("start {PROGRAM} {ARGUMENT}"))?,
+    );
+    let orders = orders(task)?;
+    let pipes =
+        ends.iter().flat_map(|e| [Some(e.stdout.as_fd()), Some(e.stderr.as_fd()), e.stdin.as_ref().map(AsFd::as_fd)]);
+    let descriptors: Vec<BorrowedFd<'_>> = [orders.as_fd(), first].into_iter().chain(pipes.flatten()).collect();
+    ours.send_orders(&descriptors)?;
+    drop(ends);
+    let (mut made, mut terminal, mut failure) = (None, None, None);
+    // To the end: the process may fail before the helper has told that it made it.
+    loop {
+        match ours.hear()? {
+            Word::Process(process) => made = Some(process),
+            Word::Terminal(master) => terminal = Some(master),
+            Word::Failure(why) => failure = Some(why),
+            Word::End => break,
+        }
+    }
+    helper.wait();
+    match (made, failure) {
+        (Some(process), None) => Ok(Entered::Running { process, terminal }),
+        (made, failure) => {
+            if let Some(process) = made {
+                // It could not become the program and ends by itself.
+                sys::reap(&process).doing(|| "reap a session's process".into())?;
+            }
+            let other = || Failure::new(FailureKind::Other, "Nothing can be started: the sandbox is ending");
+            Ok(Entered::Failed(failure.unwrap_or_else(other)))
+        }
+    }
+}
+
+/// The helper. Ended and reaped at the latest when it is dropped.
+struct Helper(Child);
+
+impl Helper {
+    fn wait(&mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        self.wait();
+    }
+}
+
+/// The task in a file without a name: it may be longer than a packet.
+fn orders(task: &Task) -> Result<OwnedFd, Trouble> {
+    let frame = encode(&ToGuest::Open { session: 0, task: Box::new(task.clone()) });
+    let frame = frame.map_err(|e| Trouble::new("write a session's orders", e))?;
+    let mut file = memfd_create("orders", MemfdFlags::CLOEXEC).map(File::from).doing(|| "make a memory file".into())?;
+    file.write_all(&frame).and_then(|()| file.rewind()).doing(|| "write a session's orders".into())?;
+    Ok(file.into())
+}
+
+/// The helper's whole life.
+pub(crate) fn main() -> ! {
+    if let Ok(channel) = Channel::of_stdin()
+        && let Err(failure) = join(&channel)
+    {
+        channel.send_failure(&failure);
+    }
+    sys::leave()
+}
+
+fn join(channel: &Channel) -> Result<(), Failure> {
+    // Nothing inside may look into this process, nor into its child before that has become the program.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close this process to others".into())?;
+    let mut received = channel.receive_orders()?.into_iter();
+    let mut next = || received.next().ok_or_else(|| Failure::new(FailureKind::Other, "The orders lack a descriptor"));
+    let (orders, first) = (next()?, next()?);
+    let Task::Run { process, hostname } = read_orders(orders)?;
+    let ends = match process.terminal {
+        Some(_) => None,
+        None => Some(ChildEnds { stdout: next()?, stderr: next()?, stdin: process.stdin.then(&mut next).transpose()? }),
+    };
+    std::fs::write("/proc/self/oom_score_adj", "0").doing(|| "become an ordinary process".into())?;
+    let cgroup = rustix::fs::open(GROUP, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("open {GROUP}"))?;
+    let namespaces = ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::NETWORK;
+    move_into_thread_name_spaces(first.as_fd(), namespaces).doing(|| "join the command's namespaces".into())?;
+    drop(first);
+    match sys::give_sibling_birth(cgroup.as_fd()).doing(|| "make the session's process".into())? {
+        Born::Parent(child) => Ok(channel.send_process(&child)?),
+        Born::Child => {
+            // No descriptor of ours may lead out of the image (CVE-2024-21626).
+            drop(cgroup);
+            channel.send_failure(&inside::become_further(&process, &hostname, ends, channel));
+            sys::leave()
+        }
+    }
+}
+
+fn read_orders(file: OwnedFd) -> Result<Task, Failure> {
+    let mut bytes = Vec::new();
+    File::from(file).read_to_end(&mut bytes).doing(|| "read the orders".into())?;
+    let mut decoder = Decoder::default();
+    decoder.push(&bytes);
+    match decoder.next_message() {
+        Ok(Some(ToGuest::Open { task, .. })) => Ok(*task),
+        _ => Err(Failure::new(FailureKind::Other, "The orders are none")),
+    }
+}

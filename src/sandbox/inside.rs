@@ -1,0 +1,54 @@
+//! What can be done inside a running sandbox, beside its command.
+
+use super::{Remote, SandboxError, Stdio};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats};
+
+/// Reaches into one sandbox from any thread, while another waits for its end. Every method fails with a [`Refusal`] as the cause when the
+/// sandbox is not in the state for it.
+pub trait Inside: Send + Sync + std::fmt::Debug {
+    /// Runs a further command beside the sandbox's own: in its namespaces and limits, with the user, folder, environment and privileges that
+    /// `process` names. Its folder must be there. Returns when the command has been executed or could not be: why not is then its outcome.
+    fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError>;
+
+    /// Stops all its processes, or its whole machine, where they are. Its clocks go on.
+    fn pause(&self) -> Result<(), SandboxError>;
+
+    /// Lets them go on.
+    fn unpause(&self) -> Result<(), SandboxError>;
+
+    /// Its processes, by their numbers inside. A paused microVM cannot be asked and refuses; a paused container answers.
+    fn processes(&self) -> Result<Vec<ProcessEntry>, SandboxError>;
+
+    /// What it uses. A paused microVM tells only what it costs the host.
+    fn stats(&self) -> Result<Stats, SandboxError>;
+}
+
+/// A further command. It ends by itself, by a signal, or with its sandbox (then as by SIGKILL). Dropping it kills it.
+pub trait Exec: Send + std::fmt::Debug {
+    /// Sends it signals and sizes. SIGKILL ends this command alone.
+    fn remote(&self) -> Box<dyn Remote>;
+
+    /// Waits until it has ended and what it wrote before that is with the caller. What processes that it left behind write later is not
+    /// waited for, and lost. May be called again and answers the same.
+    fn wait(&mut self) -> Result<Outcome, SandboxError>;
+}
+
+/// Why nothing can be done inside now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It has not been started, or has ended.
+    #[error("It is not running")]
+    NotRunning,
+    /// It cannot do that while it is paused.
+    #[error("It is paused: unpause it first")]
+    Paused,
+    /// There is nothing to pause.
+    #[error("It is already paused")]
+    AlreadyPaused,
+    /// There is nothing to let go on.
+    #[error("It is not paused")]
+    NotPaused,
+    /// So many further commands run in it that no more fit.
+    #[error("{0} further commands run in it, which is the most")]
+    TooMany(usize),
+}
