@@ -3,17 +3,21 @@
 mod capabilities;
 mod command;
 mod definition;
+mod resources;
 mod signal;
 
 use std::collections::BTreeMap;
 
-use crate::spec::{Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, SandboxId, SandboxSpec, TerminalSize};
+use crate::spec::{
+    Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
+};
 
 use super::args::RunArgs;
 
 pub(super) use capabilities::capabilities;
 pub(super) use command::{Variables, command, environment};
 pub(super) use definition::{LifeError, definition};
+pub(super) use resources::ResourceError;
 pub(super) use signal::signal;
 
 /// Docker's least memory limit.
@@ -99,6 +103,9 @@ pub(super) enum MeaningError {
     /// A terminal was asked for and there is none to connect.
     #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
     NotATerminal,
+    /// About limits, file systems in memory and kernel parameters.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
     /// About the sandbox's life.
     #[error(transparent)]
     Life(#[from] LifeError),
@@ -113,6 +120,7 @@ pub(super) fn sandbox(
 ) -> Result<SandboxSpec, MeaningError> {
     let (reference, words) = args.image_and_command.split_first().map_or(("", &[][..]), |(i, w)| (i.as_str(), w));
     check_isolation(args)?;
+    args.platform.as_deref().map_or(Ok(()), resources::platform)?;
     let hostname = args.hostname.clone().unwrap_or_else(|| around.id.as_str().to_owned());
     check_names(args.name.as_deref(), &hostname)?;
     let variables = Variables {
@@ -146,13 +154,22 @@ pub(super) fn sandbox(
             stdin: args.interactive,
             capabilities: capabilities(&args.cap_add, &args.cap_drop)?,
             no_new_privileges: false,
+            limits: args.ulimit.iter().map(|text| resources::process_limit(text)).collect::<Result<_, _>>()?,
         },
         hostname,
         limits: limits(args)?,
         read_only: args.read_only,
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
+        tmpfs: tmpfs(args)?,
+        sysctls: args.sysctl.iter().map(|text| resources::sysctl(text)).collect::<Result<_, _>>()?,
     })
+}
+
+/// The size of shared memory first: a tmpfs at its place covers it.
+fn tmpfs(args: &RunArgs) -> Result<Vec<Tmpfs>, ResourceError> {
+    let shared = args.shm_size.map(|size| Ok(resources::shared_memory(size)));
+    shared.into_iter().chain(args.tmpfs.iter().map(|text| resources::tmpfs(text))).collect()
 }
 
 fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::inside::tidy;
 use super::orders::Orders;
+use crate::spec::{ProcessLimit, Tmpfs};
 
 /// Read by nobody inside (config-linux.md, "Masked Paths").
 const MASKED: &[&str] = &[
@@ -44,6 +45,7 @@ pub(super) fn config(
         "namespaces": namespaces(orders.runtime.is_some()),
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
+        "sysctl": sysctls(orders),
     });
     // The built-in runtime's container has its cgroup's own filter of devices.
     if orders.runtime.is_some() {
@@ -60,10 +62,10 @@ pub(super) fn config(
             "env": environment,
             "cwd": tidy(Path::new(&spec.process.cwd)),
             "capabilities": capabilities(orders, identity),
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": DEFAULT_OPEN_FILES.0, "hard": DEFAULT_OPEN_FILES.1 }],
+            "rlimits": process_limits(&spec.process.limits),
             "noNewPrivileges": spec.process.no_new_privileges,
         },
-        "mounts": mounts(),
+        "mounts": mounts(&spec.tmpfs),
         "linux": linux,
     }))
 }
@@ -86,7 +88,48 @@ fn capabilities(orders: &Orders, identity: &Identity) -> Value {
     json!({ "bounding": granted, "effective": held, "permitted": held, "inheritable": [], "ambient": [] })
 }
 
-fn mounts() -> Value {
+/// All parameters for an outside runtime; without those of the network, which are set already, for the built-in one.
+fn sysctls(orders: &Orders) -> serde_json::Map<String, Value> {
+    let ours = |name: &str| orders.runtime.is_some() || !name.starts_with("net.");
+    let sysctls = orders.spec.sysctls.iter().filter(|s| ours(&s.name));
+    sysctls.map(|s| (s.name.clone(), Value::from(s.value.clone()))).collect()
+}
+
+/// The user's limits, and Docker's of open files unless the user has one.
+fn process_limits(limits: &[ProcessLimit]) -> Vec<Value> {
+    let endless = |value: Option<u64>| value.unwrap_or(u64::MAX);
+    let entry = |name: &str, soft: u64, hard: u64| json!({ "type": format!("RLIMIT_{}", name.to_uppercase()), "soft": soft, "hard": hard });
+    let mut entries: Vec<Value> = limits
+        .iter()
+        .filter_map(|limit| Some(entry(limit.name()?, endless(limit.soft), endless(limit.hard))))
+        .collect();
+    if !limits.iter().any(|limit| limit.name() == Some("nofile")) {
+        entries.push(entry("nofile", DEFAULT_OPEN_FILES.0, DEFAULT_OPEN_FILES.1));
+    }
+    entries
+}
+
+fn tmpfs(tmpfs: &Tmpfs) -> Value {
+    let flag = |yes: bool, word: &str, other: &str| if yes { word.to_owned() } else { other.to_owned() };
+    let mut options = vec![
+        flag(tmpfs.exec, "exec", "noexec"),
+        flag(tmpfs.suid, "suid", "nosuid"),
+        flag(tmpfs.dev, "dev", "nodev"),
+        flag(tmpfs.read_only, "ro", "rw"),
+    ];
+    options.extend(tmpfs.options.split(',').filter(|o| !o.is_empty()).map(str::to_owned));
+    json!({ "type": "tmpfs", "source": "tmpfs", "destination": tmpfs.path, "options": options })
+}
+
+fn mounts(own: &[Tmpfs]) -> Value {
+    let mut mounts = usual_mounts();
+    if let Value::Array(list) = &mut mounts {
+        list.extend(own.iter().map(tmpfs));
+    }
+    mounts
+}
+
+fn usual_mounts() -> Value {
     let mount = |kind: &str, at: &str, options: &[&str]| json!({ "type": kind, "source": kind, "destination": at, "options": options });
     json!([
         mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),

@@ -37,6 +37,12 @@ pub(super) enum ChildError {
     Propagation(#[source] rustix::io::Errno),
     #[error("Cannot bring the loopback interface up")]
     Loopback(#[source] io::Error),
+    #[error("Cannot set the kernel parameter {name}")]
+    Parameter {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("The root file system cannot be mounted")]
     Rootfs(#[source] RootfsError),
     #[error("The root file system cannot be prepared")]
@@ -88,6 +94,7 @@ fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     let (orders, descriptors) = receive_orders(&**control).map_err(ChildError::Orders)?;
     let (stdio, pieces) = sort_descriptors(descriptors)?;
     enter_namespaces(&orders)?;
+    set_network_parameters(&orders)?;
     end_with_keeper(control);
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
@@ -152,6 +159,19 @@ fn enter_namespaces(orders: &Orders) -> Result<(), ChildError> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(ChildError::Propagation)?;
     if orders.runtime.is_none() {
         crate::sys::loopback::up().map_err(ChildError::Loopback)?;
+    }
+    Ok(())
+}
+
+/// The network namespace of a container of the built-in runtime is this process's own, and its parameters are set here: the runtime takes it
+/// for the host's.
+fn set_network_parameters(orders: &Orders) -> Result<(), ChildError> {
+    if orders.runtime.is_some() {
+        return Ok(());
+    }
+    for sysctl in orders.spec.sysctls.iter().filter(|s| s.name.starts_with("net.")) {
+        std::fs::write(format!("/proc/sys/{}", sysctl.path()), &sysctl.value)
+            .map_err(|source| ChildError::Parameter { name: sysctl.name.clone(), source })?;
     }
     Ok(())
 }

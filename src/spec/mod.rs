@@ -18,7 +18,7 @@ pub use machine::{
     DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
-pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
+pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

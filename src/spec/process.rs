@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use duplex_wire::{Capability, DEFAULT_CAPABILITIES, ProcessSpec, TerminalSize};
+pub use duplex_wire::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 
 const _: () = {
     const fn assert_plain<T: Serialize + for<'a> Deserialize<'a> + Clone>() {}

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Limits, ProcessSpec, SandboxId};
+use super::{Digest, Limits, ProcessSpec, SandboxId, Sysctl, Tmpfs};
 
 /// Which kind of walls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,6 +64,12 @@ pub struct SandboxSpec {
     pub kernel: Option<PathBuf>,
     /// Keep the guest's kernel log in this file (microVM only).
     pub kernel_log: Option<PathBuf>,
+    /// File systems in memory, in the order in which they are mounted. One at `/dev/shm` takes the place of the usual one.
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Kernel parameters of its own namespaces.
+    #[serde(default)]
+    pub sysctls: Vec<Sysctl>,
 }
 
 /// Where the parts of Duplex and its data are on this host.

@@ -11,6 +11,7 @@ pub mod landlock;
 pub mod loopback;
 pub mod loops;
 pub mod mounts;
+pub mod rlimit;
 pub mod signals;
 pub mod spawn;
 pub mod tap;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use duplex::sandbox::{Refusal, SandboxError};
-use duplex::spec::{Exit, State, TerminalSize};
+use duplex::spec::{Exit, ProcessLimit, State, TerminalSize};
 
 use super::limits::inventory;
 use super::stage::{Running, Stage, feed, process};
@@ -67,6 +67,7 @@ pub(crate) fn further_commands_are_as_the_first(stage: &Stage) -> Verdict {
         spec.process.user = user.into();
         spec.process.no_new_privileges = no_new_privileges;
         spec.process.env = vec!["A=1".into()];
+        spec.process.limits = vec![ProcessLimit { resource: 7, soft: Some(300), hard: Some(400) }];
         let mut running = stage.start(&spec);
         running.stdout.until("ready");
         let mut further = spec.process.clone();
@@ -74,7 +75,7 @@ pub(crate) fn further_commands_are_as_the_first(stage: &Stage) -> Verdict {
         let seen = running.exec(&further).finish().good();
         let first = running.exec_shell("cat /tmp/first").good();
         assert_eq!(seen, first, "user '{user}'");
-        assert!(seen.contains("HOSTNAME=box") && seen.contains("A=1"), "{seen}");
+        assert!(["HOSTNAME=box", "A=1", "\n300\n"].iter().all(|line| seen.contains(line)), "{seen}");
         kill(running);
     }
     Ok(())

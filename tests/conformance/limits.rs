@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use duplex::spec::{Cpus, Exit, MemorySize};
+use duplex::spec::{Cpus, Exit, MemorySize, ProcessLimit, Sysctl, Tmpfs};
 
 use super::stage::Stage;
 use crate::runner::Verdict;
@@ -24,6 +24,50 @@ pub(crate) fn processes_are_counted(stage: &Stage) -> Verdict {
     let ran = stage.run(&spec);
     let seen: u32 = ran.text().trim().parse().unwrap_or(0);
     assert!(seen <= 20, "{seen} processes with a limit of 20: {ran:?}");
+    Ok(())
+}
+
+pub(crate) fn limits_of_processes_are_the_specs(stage: &Stage) -> Verdict {
+    assert_eq!(stage.shell("ulimit -Sn; ulimit -Hn").good(), "1024\n524288\n", "what nobody has set");
+    let mut spec = stage.spec(&["sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hf; ulimit -Sl; ulimit -Hl"]);
+    let limit = |resource, soft, hard| ProcessLimit { resource, soft, hard };
+    spec.process.limits = vec![limit(7, Some(100), Some(200)), limit(1, Some(512), Some(512)), limit(8, None, None)];
+    assert_eq!(stage.run(&spec).good(), "100\n200\n1\nunlimited\nunlimited\n");
+    // A user that could not raise its limits has those of the spec too.
+    spec.process.user = "ann".into();
+    assert_eq!(stage.run(&spec).good(), "100\n200\n1\nunlimited\nunlimited\n");
+    Ok(())
+}
+
+pub(crate) fn file_systems_in_memory_are_the_specs(stage: &Stage) -> Verdict {
+    let script = "cd /made/here; stat -c %a .; ls -A | wc -l
+        dd if=/dev/zero of=big bs=64k count=100 2>/dev/null; stat -c %s big; rm big
+        printf '#!/bin/sh\\necho ran' > run; chmod 755 run; ./run 2>/dev/null || echo not executed
+        cp run /work/; cd /work; ./run
+        touch /closed/x 2>/dev/null || echo closed
+        df -k /dev/shm | tail -1 | awk '{print $2}'";
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    let at = |path: &str, options: &str| Tmpfs { path: path.into(), options: options.into(), ..Tmpfs::default() };
+    spec.tmpfs = vec![
+        at("/made/here", "size=1m,mode=1777"),
+        Tmpfs { exec: true, ..at("/work", "size=50%") },
+        Tmpfs { read_only: true, ..at("/closed", "") },
+        at("/dev/shm", "mode=1777,size=8388608"),
+    ];
+    for read_only in [false, true] {
+        // What is not there yet can be made on a root that is written to only.
+        spec.read_only = read_only;
+        assert_eq!(stage.run(&spec).good(), "1777\n0\n1048576\nnot executed\nran\nclosed\n8192\n", "{read_only}");
+    }
+    Ok(())
+}
+
+pub(crate) fn kernel_parameters_are_the_specs(stage: &Stage) -> Verdict {
+    let script = "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shmmni /proc/sys/fs/mqueue/msg_max";
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    let set = |name: &str, value: &str| Sysctl { name: name.into(), value: value.into() };
+    spec.sysctls = vec![set("net.core.somaxconn", "777"), set("kernel.shmmni", "99"), set("fs.mqueue.msg_max", "11")];
+    assert_eq!(stage.run(&spec).good(), "777\n99\n11\n");
     Ok(())
 }
 

@@ -76,6 +76,8 @@ impl Stage {
             read_only: false,
             kernel: None,
             kernel_log: None,
+            tmpfs: Vec::new(),
+            sysctls: Vec::new(),
         }
     }
 

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use duplex_wire::{
-    Accounts, DEFAULT_OPEN_FILES, DEFAULT_PATH, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Start,
-    TerminalSize, environment,
+    Accounts, DEFAULT_OPEN_FILES, DEFAULT_PATH, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessLimit, ProcessSpec,
+    Start, Sysctl, TerminalSize, Tmpfs, environment,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, Uid, makedev, mknodat, symlinkat};
 use rustix::io::Errno;
@@ -142,8 +142,10 @@ fn prepare(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Result<
     let process = &start.process;
     root::enter()?;
     mount_all()?;
+    start.tmpfs.iter().try_for_each(mount_tmpfs)?;
     make_devices()?;
     write_network_files(start)?;
+    start.sysctls.iter().try_for_each(set_sysctl)?;
     close_kernel_interfaces()?;
     let identity = find_identity(process)?;
     enter_working_folder(&process.cwd)?;
@@ -165,6 +167,31 @@ fn mount_all() -> Result<(), Trouble> {
         mount(source, target, kind, flags, options).doing(|| format!("mount {target} in the image"))?;
     }
     Ok(())
+}
+
+/// Mounts a file system in memory that the user asked for; one at `/dev/shm` covers the usual one.
+fn mount_tmpfs(tmpfs: &Tmpfs) -> Result<(), Trouble> {
+    make_folder(&tmpfs.path)?;
+    let mut flags = MountFlags::empty();
+    for (allowed, flag) in [
+        (tmpfs.exec, MountFlags::NOEXEC),
+        (tmpfs.suid, MountFlags::NOSUID),
+        (tmpfs.dev, MountFlags::NODEV),
+        (!tmpfs.read_only, MountFlags::RDONLY),
+    ] {
+        if !allowed {
+            flags |= flag;
+        }
+    }
+    let options = CString::new(tmpfs.options.as_str()).doing(|| format!("read the options of {}", tmpfs.path))?;
+    mount("tmpfs", tmpfs.path.as_str(), "tmpfs", flags, options.as_c_str())
+        .doing(|| format!("mount a tmpfs with '{}' at {}", tmpfs.options, tmpfs.path))
+}
+
+/// Sets a kernel parameter, in the namespaces of the command where it has one of its own.
+fn set_sysctl(sysctl: &Sysctl) -> Result<(), Trouble> {
+    std::fs::write(format!("/proc/sys/{}", sysctl.path()), &sysctl.value)
+        .doing(|| format!("set the kernel parameter {} to '{}'", sysctl.name, sysctl.value))
 }
 
 /// Makes sure that the path is a folder and no link: an image must not lead a mount elsewhere.
@@ -329,6 +356,7 @@ fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Tro
     rustix::process::setrlimit(Resource::Nofile, files).doing(|| "limit open files".into())?;
     let unlimited = Rlimit { current: None, maximum: None };
     rustix::process::setrlimit(Resource::Nproc, unlimited).doing(|| "lift the limit of processes".into())?;
+    process.limits.iter().try_for_each(set_limit)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let kept = process.capabilities.iter().filter(|c| c.0 < 64).fold(0_u64, |set, c| set | 1 << c.0);
     drop_bounding_set(kept)?;
@@ -342,6 +370,30 @@ fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Tro
         rustix::thread::set_no_new_privs(true).doing(|| "forbid new privileges".into())?;
     }
     Ok(())
+}
+
+fn set_limit(limit: &ProcessLimit) -> Result<(), Trouble> {
+    let resource = match limit.resource {
+        0 => Resource::Cpu,
+        1 => Resource::Fsize,
+        2 => Resource::Data,
+        3 => Resource::Stack,
+        4 => Resource::Core,
+        5 => Resource::Rss,
+        6 => Resource::Nproc,
+        7 => Resource::Nofile,
+        8 => Resource::Memlock,
+        9 => Resource::As,
+        10 => Resource::Locks,
+        11 => Resource::Sigpending,
+        12 => Resource::Msgqueue,
+        13 => Resource::Nice,
+        14 => Resource::Rtprio,
+        15 => Resource::Rttime,
+        other => return Err(Trouble::new("limit the command's process", format!("there is no limit {other}"))),
+    };
+    rustix::process::setrlimit(resource, Rlimit { current: limit.soft, maximum: limit.hard })
+        .doing(|| format!("set the limit {}", limit.name().unwrap_or_default()))
 }
 
 fn drop_bounding_set(kept: u64) -> Result<(), Trouble> {

@@ -9,6 +9,7 @@ mod message;
 mod process;
 mod procfs;
 mod session;
+mod settings;
 mod signals;
 mod users;
 
@@ -18,6 +19,7 @@ pub use message::{Ending, FailureKind, Root, Start, ToGuest, ToHost};
 pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
 pub use procfs::{Pid, ProcessEntry, command_line, process_entry, processes};
 pub use session::{Answer, Counters, MOST_PROCESSES, Question, Task};
+pub use settings::{ProcessLimit, Sysctl, Tmpfs};
 pub use signals::{Effect, effect};
 pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 

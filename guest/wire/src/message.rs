@@ -24,7 +24,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Message, ProcessSpec, Question, Task, TerminalSize};
+use crate::{Answer, Message, ProcessSpec, Question, Sysctl, Task, TerminalSize, Tmpfs};
 
 /// What the host tells the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,10 @@ pub struct Start {
     pub seed: Vec<u8>,
     /// The host's wall clock when this was sent, nanoseconds since 1970.
     pub realtime_ns: u64,
+    /// File systems in memory, in the order in which they are mounted.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Kernel parameters.
+    pub sysctls: Vec<Sysctl>,
 }
 
 impl Start {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ProcessLimit;
+
 /// A process as the image's config and the user's options say it (OCI runtime spec, "config.md", section "Process"). Names are not
 /// resolved: user and groups are looked up in the image's own files, inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,9 @@ pub struct ProcessSpec {
     pub capabilities: Vec<Capability>,
     /// The process cannot gain privileges by set-user-id programs.
     pub no_new_privileges: bool,
+    /// Resource limits in place of the defaults.
+    #[serde(default)]
+    pub limits: Vec<ProcessLimit>,
 }
 
 /// Rows and columns of a terminal.

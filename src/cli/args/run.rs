@@ -59,6 +59,21 @@ pub(crate) struct RunArgs {
     /// Refuse writes to the root file system
     #[arg(long)]
     pub read_only: bool,
+    /// Mount a file system in memory; again for more
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "SIZE")]
+    pub shm_size: Option<MemorySize>,
+    /// Limit of each process, such as nofile=1024:2048; again for more
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// Kernel parameter of the sandbox's own, such as net.core.somaxconn=1024; again for more
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub sysctl: Vec<String>,
+    /// The image's platform, which must be linux/amd64
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
     /// Name of the sandbox
     #[arg(long)]
     pub name: Option<String>,

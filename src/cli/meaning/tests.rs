@@ -74,12 +74,15 @@ fn plain() -> SandboxSpec {
             stdin: false,
             capabilities: DEFAULT_CAPABILITIES.to_vec(),
             no_new_privileges: false,
+            limits: Vec::new(),
         },
         hostname: ID.to_owned(),
         limits: Limits::default(),
         read_only: false,
         kernel: None,
         kernel_log: None,
+        tmpfs: Vec::new(),
+        sysctls: Vec::new(),
     }
 }
 

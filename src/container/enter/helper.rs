@@ -192,6 +192,9 @@ fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Ref
     let (soft, hard) = DEFAULT_OPEN_FILES;
     let files = Rlimit { current: Some(soft), maximum: Some(hard) };
     rustix::process::setrlimit(Resource::Nofile, files).step("limit open files")?;
+    for limit in &process.limits {
+        crate::sys::rlimit::set(limit.resource, limit.soft, limit.hard).step("set a limit of the process")?;
+    }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let granted = process.capabilities.iter().filter(|c| c.0 < 64).fold(0_u64, |set, Capability(n)| set | 1 << n);
     bound(granted).step("drop capabilities")?;

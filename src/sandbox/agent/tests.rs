@@ -13,6 +13,8 @@ fn start() -> Start {
         pids: None,
         seed: vec![1; 32],
         realtime_ns: 1,
+        tmpfs: Vec::new(),
+        sysctls: Vec::new(),
     }
 }
 

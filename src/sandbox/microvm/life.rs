@@ -227,5 +227,7 @@ fn start_message(spec: &SandboxSpec) -> Result<Start, MicroVmError> {
         pids: spec.limits.pids,
         seed,
         realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        tmpfs: spec.tmpfs.clone(),
+        sysctls: spec.sysctls.clone(),
     })
 }

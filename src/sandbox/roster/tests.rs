@@ -15,6 +15,8 @@ fn definition(number: u8) -> Definition {
             read_only: false,
             kernel: None,
             kernel_log: None,
+            tmpfs: Vec::new(),
+            sysctls: Vec::new(),
         },
         labels: [("a".to_owned(), "b".to_owned())].into(),
         remove: false,

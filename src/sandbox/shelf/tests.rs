@@ -16,6 +16,8 @@ fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
         read_only: false,
         kernel: None,
         kernel_log: None,
+        tmpfs: Vec::new(),
+        sysctls: Vec::new(),
     }
 }
 

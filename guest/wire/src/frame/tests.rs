@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Answer, Capability, Counters, Ending, FailureKind, ProcessEntry, ProcessSpec, Question, Root, Start, Task,
-    TerminalSize, ToGuest, ToHost,
+    Answer, Capability, Counters, Ending, FailureKind, ProcessEntry, ProcessLimit, ProcessSpec, Question, Root, Start,
+    Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -27,6 +27,7 @@ fn start() -> ToGuest {
             stdin: true,
             capabilities: vec![Capability(0), Capability(31)],
             no_new_privileges: false,
+            limits: vec![ProcessLimit { resource: 7, soft: Some(1), hard: None }],
         },
         hostname: "h".into(),
         root: Root { disk: "vda".into(), read_only: true },
@@ -35,6 +36,8 @@ fn start() -> ToGuest {
         pids: Some(300),
         seed: vec![7; 3],
         realtime_ns: 1 << 40,
+        tmpfs: vec![Tmpfs { path: "/t".into(), options: "o".into(), exec: true, ..Tmpfs::default() }],
+        sysctls: vec![Sysctl { name: "n".into(), value: "v".into() }],
     }))
 }
 
@@ -45,7 +48,7 @@ fn version_2_is_frozen() {
         (
             start(),
             concat!(
-                "3500000002000000",
+                "4900000002000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -55,13 +58,16 @@ fn version_2_is_frozen() {
                 "01",
                 "02001f",
                 "00",
+                "0107010100",
                 "0168",
                 "0376646101",
                 "0178",
                 "00",
                 "01ac02",
                 "03070707",
-                "808080808020"
+                "808080808020",
+                "01022f74016f01000000",
+                "01016e0176"
             ),
         ),
         (ToGuest::Signal(15), "0200000002000000010f"),
@@ -71,7 +77,7 @@ fn version_2_is_frozen() {
                 session: 300,
                 task: Box::new(Task::Run { process: ProcessSpec::default(), hostname: "h".into() }),
             },
-            "0e0000000200000003ac020000000000000000000168",
+            "0f0000000200000003ac02000000000000000000000168",
         ),
         (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000002000000040109"),
         (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000200000005010203"),
