@@ -168,10 +168,12 @@ impl Running {
 
     fn spawn(self: &Arc<Self>, agent: &Arc<Agent>, spec: &CommandSpec) -> Result<(Child, Vec<OwnedFd>), Ended> {
         let cwd = path(&spec.cwd);
-        for live in std::iter::once(&cwd).chain(&spec.live.iter().map(|l| path(l)).collect::<Vec<_>>()) {
+        let folders: Vec<_> = spec.live.iter().map(|l| path(l)).collect();
+        for live in std::iter::once(&cwd).chain(&folders) {
             agent.live.ensure(live).map_err(|e| failed(format!("{} cannot be made live: {e}", live.display())))?;
         }
         agent.live.drop_stale();
+        agent.live.hold(&folders);
         set_clock(spec.clock_ns);
         if !cwd.is_dir() {
             return Err(failed(format!("{} is not a folder", cwd.display())));

@@ -1,7 +1,8 @@
 //! Folders of the host that commands write through to, mounted when the first command asks for them.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -16,10 +17,15 @@ const OWN: [&str; 5] = ["/proc", "/sys", "/dev", "/run", HOST];
 /// Places of the host whose time stamps change when programs are installed there.
 const INSTALLED: [&str; 5] = ["var/lib/dpkg/status", "etc", "usr/bin", "usr/sbin", "usr/local/bin"];
 
+/// Files of this size and more are worth holding, and so many of them at most.
+const HELD_FROM: u64 = 64 << 10;
+const MOST_HELD: usize = 64;
+
 /// The folders that are live by now, and how the host's programs stood when they were last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     mounted: Mutex<Vec<PathBuf>>,
+    held: Mutex<Vec<File>>,
     stamps: Mutex<Option<Vec<Option<SystemTime>>>>,
 }
 
@@ -34,6 +40,13 @@ impl Live {
             // proc(5), drop_caches: 2 is names and inodes, and with an inode goes what is cached of its file.
             let _ = fs::write("/proc/sys/vm/drop_caches", "2");
         }
+    }
+
+    /// Holds open the files that lie directly in these folders (programs, kernel): what a live file system has read of a file it forgets with the
+    /// last descriptor, and each start of a microVM would wait for a second for the same bytes. Replaces those held before.
+    pub(super) fn hold(&self, folders: &[PathBuf]) {
+        let new: Vec<File> = folders.iter().flat_map(|folder| large_files(folder)).take(MOST_HELD).collect();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
     /// Makes `path` live, if it can be: what is the lab's own or not on the host stays as it is.
@@ -56,6 +69,15 @@ impl Live {
     }
 }
 
+/// The regular files of a folder from [`HELD_FROM`] on. One that cannot be opened is left out.
+fn large_files(folder: &Path) -> impl Iterator<Item = File> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let large = entries.filter(|entry| entry.metadata().is_ok_and(|m| m.is_file() && m.len() >= HELD_FROM));
+    // Should it be something else by now, opening must not wait for it.
+    let open = |path| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path);
+    large.filter_map(move |entry| open(entry.path()).ok())
+}
+
 /// Neither the root nor a part of the lab's own trees, and plain: absolute, without `..`.
 fn may_be_live(path: &Path) -> bool {
     let plain = path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
@@ -65,6 +87,21 @@ fn may_be_live(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_regular_files_are_held_until_the_next_command() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, size) in [("kernel", HELD_FROM), ("monitor", HELD_FROM + 1), ("note", HELD_FROM - 1)] {
+            File::create(folder.path().join(name)).unwrap().set_len(size).unwrap();
+        }
+        fs::create_dir(folder.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("kernel", folder.path().join("link")).unwrap();
+        let live = Live::default();
+        live.hold(&[folder.path().to_owned(), "/nowhere".into()]);
+        assert_eq!(live.held.lock().unwrap().len(), 2);
+        live.hold(&[]);
+        assert!(live.held.lock().unwrap().is_empty());
+    }
 
     #[test]
     fn the_labs_own_trees_stay_its_own() {
