@@ -31,6 +31,8 @@ mod net_device;
 mod bad_ends;
 #[path = "conformance/mod.rs"]
 mod conformance;
+#[path = "host/inside.rs"]
+mod inside;
 #[path = "host/lab.rs"]
 mod lab;
 #[path = "host/layers.rs"]
@@ -48,6 +50,7 @@ mod runner_itself;
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
     devices::CASES,
+    inside::CASES,
     lab::CASES,
     layers::CASES,
     life::CASES,

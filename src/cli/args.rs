@@ -4,6 +4,7 @@
 mod compare;
 mod host;
 mod image;
+mod inside;
 mod life;
 mod run;
 
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use compare::CompareArgs;
 pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub(super) use inside::{ExecArgs, PauseArgs, StatsArgs, TopArgs};
 pub(super) use life::{
     AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, WaitArgs,
 };
@@ -59,6 +61,16 @@ pub(super) enum Verb {
     Logs(LogsArgs),
     /// Connect this terminal to a sandbox that runs
     Attach(AttachArgs),
+    /// Run a further command in a sandbox that runs
+    Exec(ExecArgs),
+    /// List the processes of a sandbox
+    Top(TopArgs),
+    /// Show what sandboxes use, every second
+    Stats(StatsArgs),
+    /// Stop all processes of sandboxes where they are
+    Pause(PauseArgs),
+    /// Let paused sandboxes go on
+    Unpause(PauseArgs),
     /// Ask sandboxes to end, and end them after a time
     Stop(StopArgs),
     /// Stop sandboxes and start them again

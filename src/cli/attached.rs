@@ -3,16 +3,19 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use signal_hook::consts::SIGWINCH;
+use signal_hook::iterator::Signals;
 
 use super::signals::Proxy;
 use super::terminal;
 use crate::keeper::client::{self, ClientError};
-use crate::keeper::wire::{Frame, Reply, Request, Stream, receive, send_bytes};
+use crate::keeper::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Remote, SandboxError};
-use crate::spec::{Isolation, Outcome, SandboxId, TerminalSize};
+use crate::spec::{Isolation, Outcome, ProcessSpec, SandboxId, TerminalSize};
 
 /// Detach keys that mean nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -95,10 +98,10 @@ pub(crate) fn attach(wish: &Wish) -> Result<Left, AttachError> {
     let raw = if raw { Some(terminal::Raw::enter().map_err(AttachError::Streams)?) } else { None };
     let detached = Arc::new(AtomicBool::new(false));
     if wish.stdin {
-        let to = stream.try_clone().map_err(AttachError::Streams)?;
+        let to = Mutex::new(stream.try_clone().map_err(AttachError::Streams)?);
         let (detached, typed) = (Arc::clone(&detached), Typed::new(if raw.is_some() { &wish.keys } else { &[] }));
         // It ends with its input, or with this process: a read of a terminal cannot be called off.
-        thread::spawn(move || carry_in(to, typed, &detached));
+        thread::spawn(move || carry_in(&to, typed, &detached));
     }
     let outcome = carry_out(stream);
     drop(raw);
@@ -112,8 +115,60 @@ pub(crate) fn attach(wish: &Wish) -> Result<Left, AttachError> {
     }
 }
 
+/// A further command that is to be run and connected.
+#[derive(Clone, Debug)]
+pub(crate) struct Further {
+    /// The sandbox's folder on the roster.
+    pub(crate) folder: PathBuf,
+    /// The command.
+    pub(crate) process: ProcessSpec,
+    /// The keys that leave its terminal.
+    pub(crate) keys: Vec<u8>,
+}
+
+/// Runs a further command and carries until it ends or the keys are typed. Signals to this process are its own, as with Docker; only the
+/// terminal's size is passed on.
+pub(crate) fn exec(further: &Further) -> Result<Left, AttachError> {
+    let process = &further.process;
+    let terminal = process.terminal.is_some();
+    let window = terminal.then(|| Signals::new([SIGWINCH])).transpose().map_err(AttachError::Streams)?;
+    let stream = client::exec(&further.folder, process)?;
+    let raw = process.stdin && terminal && terminal::stdin_is_terminal();
+    let raw = if raw { Some(terminal::Raw::enter().map_err(AttachError::Streams)?) } else { None };
+    let to = Arc::new(Mutex::new(stream.try_clone().map_err(AttachError::Streams)?));
+    if let Some(mut window) = window {
+        let to = Arc::clone(&to);
+        thread::spawn(move || {
+            for _ in window.forever() {
+                let resized = terminal::size().map(|size| send(&mut *lock(&to), &Request::Resize(size)));
+                if resized.is_some_and(|sent| sent.is_err()) {
+                    return;
+                }
+            }
+        });
+    }
+    let detached = Arc::new(AtomicBool::new(false));
+    if process.stdin {
+        let (detached, typed) = (Arc::clone(&detached), Typed::new(if raw.is_some() { &further.keys } else { &[] }));
+        // It ends with its input, or with this process: a read of a terminal cannot be called off.
+        thread::spawn(move || carry_in(&to, typed, &detached));
+    }
+    let outcome = carry_out(stream);
+    drop(raw);
+    match outcome {
+        Some(outcome) => Ok(Left::Ended(outcome)),
+        None if detached.load(Ordering::SeqCst) => Ok(Left::Detached),
+        None => Err(AttachError::Lost),
+    }
+}
+
+/// A lock whose holder panicked while writing a frame belongs to a connection that is lost in any case.
+fn lock(stream: &Mutex<UnixStream>) -> MutexGuard<'_, UnixStream> {
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Input to the keeper, until its end or the detach keys.
-fn carry_in(mut to: UnixStream, mut typed: Typed, detached: &AtomicBool) {
+fn carry_in(to: &Mutex<UnixStream>, mut typed: Typed, detached: &AtomicBool) {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let count = match io::stdin().lock().read(&mut buffer) {
@@ -125,10 +180,10 @@ fn carry_in(mut to: UnixStream, mut typed: Typed, detached: &AtomicBool) {
         let (pass, leave) = typed.take(bytes);
         if leave {
             detached.store(true, Ordering::SeqCst);
-            let _ = to.shutdown(std::net::Shutdown::Both);
+            let _ = lock(to).shutdown(std::net::Shutdown::Both);
             return;
         }
-        if (count == 0 || !pass.is_empty()) && send_bytes(&mut to, Stream::Output, &pass).is_err() {
+        if (count == 0 || !pass.is_empty()) && send_bytes(&mut *lock(to), Stream::Output, &pass).is_err() {
             return;
         }
         if count == 0 {

@@ -3,6 +3,7 @@
 mod capabilities;
 mod command;
 mod definition;
+mod further;
 mod resources;
 mod signal;
 
@@ -17,6 +18,7 @@ use super::args::RunArgs;
 pub(super) use capabilities::capabilities;
 pub(super) use command::{Variables, command, environment};
 pub(super) use definition::{LifeError, definition};
+pub(super) use further::further;
 pub(super) use resources::ResourceError;
 pub(super) use signal::signal;
 

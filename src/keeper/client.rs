@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Frame, Opening, Reply, Request, VERSION, receive, send};
 use crate::sandbox::roster::CONTROL;
-use crate::spec::{Outcome, Usage};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Usage};
 
 /// How long a keeper that has just been born may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a keeper may take to answer what it can answer at once.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// How long a further command may take to be executed.
+const EXECUTION: Duration = Duration::from_secs(90);
 
 /// Why a keeper did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +61,8 @@ pub fn runs(folder: &Path) -> bool {
 pub fn ask(folder: &Path, request: Request) -> Result<Reply, ClientError> {
     let endless = matches!(request, Request::Wait | Request::Stop { .. });
     let mut stream = connect(folder)?;
-    stream.set_read_timeout((!endless).then_some(ANSWER)).map_err(ClientError::Socket)?;
+    let patience = if matches!(request, Request::Exec { .. }) { EXECUTION } else { ANSWER };
+    stream.set_read_timeout((!endless).then_some(patience)).map_err(ClientError::Socket)?;
     open(&mut stream, request)
 }
 
@@ -109,6 +113,55 @@ pub fn attach(folder: &Path, stdin: bool) -> Result<UnixStream, ClientError> {
     }
     stream.set_read_timeout(None).map_err(ClientError::Socket)?;
     Ok(stream)
+}
+
+/// Runs a further command. From now on its output comes from the stream that is the answer, and its input may go there.
+///
+/// # Errors
+/// As [`ask`].
+pub fn exec(folder: &Path, process: &ProcessSpec) -> Result<UnixStream, ClientError> {
+    let mut stream = connect(folder)?;
+    stream.set_read_timeout(Some(EXECUTION)).map_err(ClientError::Socket)?;
+    match open(&mut stream, Request::Exec { process: Box::new(process.clone()), detach: false })? {
+        Reply::Done => {}
+        _ => return Err(ClientError::Unexpected),
+    }
+    stream.set_read_timeout(None).map_err(ClientError::Socket)?;
+    Ok(stream)
+}
+
+/// Runs a further command without its streams. How it ended, if it was not executed.
+///
+/// # Errors
+/// As [`ask`].
+pub fn exec_detached(folder: &Path, process: &ProcessSpec) -> Result<Option<Outcome>, ClientError> {
+    match ask(folder, Request::Exec { process: Box::new(process.clone()), detach: true })? {
+        Reply::Done => Ok(None),
+        Reply::Ended(outcome) => Ok(Some(outcome)),
+        _ => Err(ClientError::Unexpected),
+    }
+}
+
+/// Its processes.
+///
+/// # Errors
+/// As [`ask`].
+pub fn processes(folder: &Path) -> Result<Vec<ProcessEntry>, ClientError> {
+    match ask(folder, Request::Processes)? {
+        Reply::Processes(entries) => Ok(entries),
+        _ => Err(ClientError::Unexpected),
+    }
+}
+
+/// What it uses, from both sides of its walls.
+///
+/// # Errors
+/// As [`ask`].
+pub fn stats(folder: &Path) -> Result<Stats, ClientError> {
+    match ask(folder, Request::Stats)? {
+        Reply::Stats(stats) => Ok(*stats),
+        _ => Err(ClientError::Unexpected),
+    }
 }
 
 fn open(stream: &mut UnixStream, request: Request) -> Result<Reply, ClientError> {

@@ -201,7 +201,7 @@ impl Keeper {
         let made = backend.create(&spec, stdio);
         let life = made.map_err(KeeperError::Sandbox).and_then(|sandbox| self.follow(sandbox, report));
         // Whoever writes is gone, so the pumps end with the last byte.
-        self.shared.change(|now| (now.remote, now.input) = (None, None));
+        self.shared.change(|now| (now.remote, now.inside, now.input) = (None, None, None));
         for pump in pumps {
             let _ = pump.join();
         }
@@ -218,6 +218,7 @@ impl Keeper {
         let remote: Arc<dyn crate::sandbox::Remote> = Arc::from(sandbox.remote());
         let early = self.shared.change(|now| {
             now.remote = Some(Arc::clone(&remote));
+            now.inside = Some(sandbox.inside());
             std::mem::take(&mut now.early)
         });
         if self.after_attach && self.shared.until(Some(ATTACH_PATIENCE), |now| now.attached.then_some(())).is_none() {
@@ -238,7 +239,7 @@ impl Keeper {
             report(Report::Started);
         }
         let outcome = sandbox.wait()?;
-        self.shared.change(|now| now.remote = None);
+        self.shared.change(|now| (now.remote, now.inside) = (None, None));
         let (moments, usage) = (sandbox.moments(), sandbox.usage());
         Ok(Life { outcome, started, moments, usage, removed: sandbox.remove() })
     }

@@ -11,6 +11,7 @@
 //! Lock order: `Shared::now`, then `Shared::entry`. The hub's locks are taken with neither held.
 
 pub mod client;
+mod further;
 mod hub;
 mod life;
 pub mod log;

@@ -1,18 +1,19 @@
 //! The keeper's socket: one thread per client.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::further::exec;
 use super::hub::{Attached, Hub, lock};
 use super::wire::{Frame, Opening, Reply, Request, Stream, VERSION, receive, send};
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::roster::{CONTROL, Entry};
-use crate::sandbox::{Remote, SandboxError};
+use crate::sandbox::{Inside, Remote, SandboxError};
 use crate::spec::{Outcome, TerminalSize};
 
 /// Most clients at once.
@@ -45,6 +46,8 @@ pub(super) struct Shared {
 pub(super) struct Now {
     /// Reaches the command; `None` while there is none.
     pub(super) remote: Option<Arc<dyn Remote>>,
+    /// Reaches what is beside it.
+    pub(super) inside: Option<Arc<dyn Inside>>,
     /// Signals that came before it.
     pub(super) early: Vec<u8>,
     /// It is not to start (again).
@@ -108,7 +111,11 @@ impl Shared {
             }
             now.remote.clone()
         });
-        remote.map_or(Ok(()), |remote| remote.signal(signal))
+        remote.map_or(Ok(()), |remote| remote.signal(signal))?;
+        if signal != SIGKILL {
+            self.wake();
+        }
+        Ok(())
     }
 
     fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
@@ -221,6 +228,11 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let told = |done: Result<(), SandboxError>| done.map(|()| Reply::Done);
     let reply = match opening.request {
         Request::Attach { stdin } => return attach(stream, shared, stdin),
+        Request::Exec { process, detach } => return exec(stream, shared, &process, detach),
+        Request::Pause => Ok(shared.set_paused(true)),
+        Request::Unpause => Ok(shared.set_paused(false)),
+        Request::Processes => Ok(shared.ask(|inside| inside.processes().map(Reply::Processes))),
+        Request::Stats => Ok(shared.ask(|inside| inside.stats().map(|stats| Reply::Stats(Box::new(stats))))),
         Request::Signal(signal) => told(shared.signal(signal)),
         Request::Resize(size) => told(shared.resize(size)),
         Request::Stop { signal, timeout_s } => shared.stop(signal, timeout_s),
@@ -306,7 +318,7 @@ fn listen_to(mut stream: UnixStream, shared: &Shared, stdin: bool) {
             Ok(Frame::Bytes(Stream::Output, bytes)) if stdin => {
                 let input = shared.lock().input.clone();
                 // An input that nobody reads any more is thrown away.
-                let _ = input.map(|input| put(&input, &bytes));
+                let _ = input.map(|input| put(input.as_fd(), &bytes));
                 if bytes.is_empty() && once {
                     shared.change(|now| now.input = None);
                 }
@@ -317,9 +329,10 @@ fn listen_to(mut stream: UnixStream, shared: &Shared, stdin: bool) {
     }
 }
 
-fn put(input: &Arc<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+/// Writes all.
+pub(super) fn put(input: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(&**input, bytes) {
+        match rustix::io::write(input, bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),

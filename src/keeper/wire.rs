@@ -10,7 +10,7 @@
 //! ```text
 //! client                      keeper
 //!   | -- Opening(request) ----> |
-//!   | <---------------- Reply - |      the end, unless the request was Attach and the reply Done:
+//!   | <---------------- Reply - |      the end, unless the request was Attach or Exec and the reply Done:
 //!   | -- 1: input ------------> |
 //!   | -- 0: Signal, Resize ---> |      no reply
 //!   | <---------- 1, 2: output  |
@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Outcome, TerminalSize, Usage};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Usage};
 
 /// Version of the protocol, in each [`Opening`].
 pub const VERSION: u32 = 1;
@@ -94,6 +94,21 @@ pub enum Request {
     Rename(String),
     /// What it uses now.
     Usage,
+    /// Run a further command in it. Answered [`Reply::Done`], then its streams flow as after [`Request::Attach`].
+    Exec {
+        /// The command.
+        process: Box<ProcessSpec>,
+        /// Do not connect its streams: the answer is all, and [`Reply::Ended`] if it was not executed.
+        detach: bool,
+    },
+    /// Stop it where it is.
+    Pause,
+    /// Let it go on.
+    Unpause,
+    /// List its processes.
+    Processes,
+    /// Tell what it uses, seen from inside and from this host.
+    Stats,
 }
 
 /// What a keeper answers.
@@ -107,6 +122,10 @@ pub enum Reply {
     Ended(Outcome),
     /// What it uses.
     Usage(Usage),
+    /// Its processes.
+    Processes(Vec<ProcessEntry>),
+    /// What it uses, from both sides.
+    Stats(Box<Stats>),
 }
 
 /// A frame as it came.

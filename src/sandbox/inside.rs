@@ -28,6 +28,9 @@ pub trait Exec: Send + std::fmt::Debug {
     /// Sends it signals and sizes. SIGKILL ends this command alone.
     fn remote(&self) -> Box<dyn Remote>;
 
+    /// How it ended, if it has.
+    fn ended(&self) -> Option<Outcome>;
+
     /// Waits until it has ended and what it wrote before that is with the caller. What processes that it left behind write later is not
     /// waited for, and lost. May be called again and answers the same.
     fn wait(&mut self) -> Result<Outcome, SandboxError>;

@@ -34,6 +34,11 @@ pub(crate) fn further_commands_run_beside(stage: &Stage) -> Verdict {
     let missing = running.exec(&process(&["no-such-program"])).finish().outcome;
     assert_eq!(missing.exit, Exit::NotFound);
     assert!(missing.reason.is_some_and(|r| r.contains("no-such-program")));
+    let mut asleep = running.exec(&process(&["sleep", "600"]));
+    assert_eq!(asleep.exec.ended(), None);
+    asleep.exec.remote().signal(9).unwrap();
+    assert_eq!(asleep.exec.wait().unwrap().exit, Exit::Signal(9));
+    assert_eq!(asleep.exec.ended().unwrap().exit, Exit::Signal(9));
 
     // Several at once, each with its own bytes.
     let mut echo = process(&["cat"]);

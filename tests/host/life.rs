@@ -80,18 +80,18 @@ impl Place {
 
     /// Starts in the background; the id.
     #[track_caller]
-    fn run(&self, isolation: &str, words: &[&str]) -> String {
+    pub(crate) fn run(&self, isolation: &str, words: &[&str]) -> String {
         self.say(&[&["run", "-d", "--isolation", isolation], words].concat())
     }
 
     /// What is known of a sandbox, by a template.
     #[track_caller]
-    fn look(&self, name: &str, template: &str) -> String {
+    pub(crate) fn look(&self, name: &str, template: &str) -> String {
         self.say(&["inspect", "-f", template, name])
     }
 
     #[track_caller]
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !done() {
             assert!(Instant::now() < deadline, "{what} does not come; {}", self.say(&["ps", "-a"]));
@@ -104,7 +104,7 @@ impl Place {
     }
 
     #[track_caller]
-    fn must_be_clean(&self, what: &str) {
+    pub(crate) fn must_be_clean(&self, what: &str) {
         must_equal(&self.before, &[self.folder.path()], what);
     }
 }

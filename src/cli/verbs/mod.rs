@@ -3,6 +3,7 @@
 pub(super) mod attach;
 pub(super) mod compare;
 pub(super) mod doctor;
+pub(super) mod exec;
 pub(super) mod images;
 pub(super) mod inspect;
 pub(super) mod lab;
@@ -14,4 +15,6 @@ pub(super) mod rm;
 pub(super) mod rmi;
 pub(super) mod run;
 pub(super) mod start;
+pub(super) mod stats;
 pub(super) mod stop;
+pub(super) mod top;

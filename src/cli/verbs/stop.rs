@@ -1,6 +1,6 @@
-//! `duplex stop`, `restart`, `kill` and `wait`.
+//! `duplex stop`, `restart`, `kill`, `pause`, `unpause` and `wait`.
 
-use crate::cli::args::{KillArgs, StopArgs, WaitArgs};
+use crate::cli::args::{KillArgs, PauseArgs, StopArgs, WaitArgs};
 use crate::cli::fail::{Failure, failed};
 use crate::cli::keeping::{each, roster};
 use crate::cli::meaning::signal;
@@ -65,6 +65,20 @@ pub(crate) fn kill(context: &Context, args: &KillArgs) -> Result<u8, Failure> {
     let number = signal(&args.signal).map_err(failed)?;
     named(context, &args.sandboxes, |_, seen| {
         client::order(&seen.path, Request::Signal(number)).map_err(VerbError::of("kill", seen))
+    })
+}
+
+/// Stops all their processes where they are.
+pub(crate) fn pause(context: &Context, args: &PauseArgs) -> Result<u8, Failure> {
+    named(context, &args.sandboxes, |_, seen| {
+        client::order(&seen.path, Request::Pause).map_err(VerbError::of("pause", seen))
+    })
+}
+
+/// Lets them go on.
+pub(crate) fn unpause(context: &Context, args: &PauseArgs) -> Result<u8, Failure> {
+    named(context, &args.sandboxes, |_, seen| {
+        client::order(&seen.path, Request::Unpause).map_err(VerbError::of("unpause", seen))
     })
 }
 

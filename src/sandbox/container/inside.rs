@@ -227,6 +227,11 @@ impl Exec for ContainerExec {
         Box::new(ExecRemote { id: self.id.clone(), process, terminal })
     }
 
+    fn ended(&self) -> Option<Outcome> {
+        let exit = *self.end.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        exit.map(|exit| Outcome { exit, oom: false, reason: None })
+    }
+
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
         let exit = self.end.exit.lock().unwrap_or_else(PoisonError::into_inner);
         let exit = *self.end.come.wait_while(exit, |exit| exit.is_none()).unwrap_or_else(PoisonError::into_inner);
@@ -251,6 +256,10 @@ struct NotExecuted(Outcome);
 impl Exec for NotExecuted {
     fn remote(&self) -> Box<dyn Remote> {
         Box::new(NobodyThere)
+    }
+
+    fn ended(&self) -> Option<Outcome> {
+        Some(self.0.clone())
     }
 
     fn wait(&mut self) -> Result<Outcome, SandboxError> {

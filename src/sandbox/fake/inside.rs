@@ -108,6 +108,10 @@ impl Exec for FakeExec {
         Box::new(super::FakeRemote(Arc::clone(&self.0)))
     }
 
+    fn ended(&self) -> Option<Outcome> {
+        self.0.lock().outcome.clone()
+    }
+
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
         let failed = || Outcome { exit: Exit::SandboxFailed, oom: false, reason: None };
         Ok(self.0.wait(None).unwrap_or_else(failed))

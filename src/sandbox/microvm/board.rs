@@ -169,6 +169,15 @@ impl Board {
         self.wait(Some(Instant::now() + patience), opened)
     }
 
+    /// How it ended, if it has.
+    pub(super) fn over(&self, session: u32) -> Option<Over> {
+        match self.lock().sessions.get(&session) {
+            Some((Stage::Over(over), _)) => Some(over.clone()),
+            Some(_) => None,
+            None => Some(Over::Gone),
+        }
+    }
+
     /// Waits until it is over.
     pub(super) fn wait_over(&self, session: u32) -> Over {
         let over = |state: &mut State| match state.sessions.get(&session) {

@@ -203,6 +203,10 @@ impl Exec for MicroVmExec {
         Box::new(SessionRemote { id: self.id.clone(), session: self.session, board, voice })
     }
 
+    fn ended(&self) -> Option<Outcome> {
+        self.outcome.clone().or_else(|| self.board.over(self.session).map(outcome))
+    }
+
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
         if let Some(outcome) = &self.outcome {
             return Ok(outcome.clone());

@@ -1,0 +1,73 @@
+//! Verbs about what is inside sandboxes that run.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Run a further command in a sandbox that runs
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Exit codes: the command's own; 1 Duplex failed, 126 the command cannot be executed, \
+    127 it was not found, 128+n signal n ended it.")]
+pub(crate) struct ExecArgs {
+    /// Go on in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keys that leave the command's terminal without ending it
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    /// Connect standard input; without it the command reads end of file
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; NAME alone passes the caller's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set variables from a file of NAME[=VALUE] lines
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working folder inside, which must be there [default: the sandbox's]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group inside, by name or number [default: the sandbox's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Name or id
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// List the processes of a sandbox
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TopArgs {
+    /// Name or id
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+}
+
+/// Show what sandboxes use, every second
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StatsArgs {
+    /// Show it once
+    #[arg(long)]
+    pub no_stream: bool,
+    /// table, json, or a text with {{.ID}}, {{.Name}}, {{.Isolation}}, {{.CPUPerc}}, {{.MemUsage}}, {{.MemPerc}}, {{.NetIO}}, {{.BlockIO}},
+    /// {{.PIDs}}, {{.HostCPUPerc}}, {{.HostMem}}
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Names or ids [default: all that run]
+    #[arg(value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+}
+
+/// Stop all processes of sandboxes where they are, or let them go on
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PauseArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+}

@@ -1,0 +1,157 @@
+//! Further commands in a keeper's sandbox, one client each, and the verbs that stop and look at it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::hub::{Attached, lock};
+use super::serve::{Shared, causes, put};
+use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
+use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
+use crate::spec::{ProcessSpec, Status};
+
+/// Bytes moved at once.
+const CHUNK: usize = 64 << 10;
+
+impl Shared {
+    fn inside(&self) -> Result<Arc<dyn Inside>, Reply> {
+        let inside = self.lock().inside.clone();
+        inside.ok_or_else(|| Reply::Failed(vec![Refusal::NotRunning.to_string()]))
+    }
+
+    /// Asks something of what is inside.
+    pub(super) fn ask(&self, ask: impl FnOnce(&dyn Inside) -> Result<Reply, SandboxError>) -> Reply {
+        match self.inside() {
+            Ok(inside) => ask(&*inside).unwrap_or_else(|error| Reply::Failed(causes(&error))),
+            Err(refused) => refused,
+        }
+    }
+
+    /// Stops it, or lets it go on, and notes that where `ps` finds it.
+    pub(super) fn set_paused(&self, paused: bool) -> Reply {
+        self.ask(|inside| {
+            if paused {
+                inside.pause()?
+            } else {
+                inside.unpause()?
+            }
+            if let Some(entry) = lock(&self.entry).as_mut() {
+                entry.standing.status = if paused { Status::Paused } else { Status::Running };
+                // It is what it is even where that cannot be noted.
+                let _ = entry.save();
+            }
+            Ok(Reply::Done)
+        })
+    }
+
+    /// A paused command takes no signal but SIGKILL: it goes on with the signal, as in Docker.
+    pub(super) fn wake(&self) {
+        if lock(&self.entry).as_ref().is_some_and(|entry| entry.standing.status == Status::Paused) {
+            let _ = self.set_paused(false);
+        }
+    }
+}
+
+/// Runs a further command for a client, to its end even if the client goes before.
+pub(super) fn exec(mut stream: UnixStream, shared: &Shared, process: &ProcessSpec, detach: bool) -> io::Result<()> {
+    let inside = match shared.inside() {
+        Ok(inside) => inside,
+        Err(refused) => return send(&mut stream, &refused),
+    };
+    let (stdio, ours) = if detach { nowhere()? } else { pipes(process.stdin)? };
+    let mut exec = match inside.exec(process, stdio) {
+        Ok(exec) => exec,
+        Err(error) => return send(&mut stream, &Reply::Failed(causes(&error))),
+    };
+    let Some(ours) = ours else { return detached(stream, &mut *exec) };
+    send(&mut stream, &Reply::Done)?;
+    stream.set_read_timeout(None)?;
+    let client = Arc::new(Attached::new(stream.try_clone()?)?);
+    let pumps = [pump(ours.stdout, Stream::Output, &client)?, pump(ours.stderr, Stream::Error, &client)?];
+    let (ear, remote) = (stream.try_clone()?, exec.remote());
+    let input = Mutex::new(ours.stdin);
+    Builder::new().name("exec-ear".into()).stack_size(CHUNK).spawn(move || listen_to(ear, &*remote, &input))?;
+    let outcome = exec.wait();
+    for pump in pumps {
+        let _ = pump.join();
+    }
+    let last = outcome.map_or_else(|error| Reply::Failed(causes(&error)), Reply::Ended);
+    // A client that has gone has no answer coming.
+    let _ = client.with(|to| send(to, &last));
+    stream.shutdown(std::net::Shutdown::Both)
+}
+
+/// Tells the client that it runs, or why not, and keeps it to its end.
+fn detached(mut stream: UnixStream, exec: &mut dyn Exec) -> io::Result<()> {
+    let refused = exec.ended().filter(|outcome| outcome.reason.is_some());
+    let told = send(&mut stream, &refused.map_or(Reply::Done, Reply::Ended));
+    drop(stream);
+    let _ = exec.wait();
+    told
+}
+
+/// Our ends of a further command's streams.
+struct Ours {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+fn pipes(stdin: bool) -> io::Result<(Stdio, Option<Ours>)> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let ((our_stdout, stdout), (our_stderr, stderr)) = (pipe()?, pipe()?);
+    let (stdin, our_stdin) = if stdin { pipe().map(|(read, write)| (Some(read), Some(write)))? } else { (None, None) };
+    let ours = Ours { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr };
+    Ok((Stdio { stdin, stdout, stderr }, Some(ours)))
+}
+
+fn nowhere() -> io::Result<(Stdio, Option<Ours>)> {
+    let null = || File::options().write(true).open("/dev/null").map(OwnedFd::from);
+    Ok((Stdio { stdin: None, stdout: null()?, stderr: null()? }, None))
+}
+
+/// Moves output to the client. When it has gone or takes nothing, output is thrown away: the command goes on.
+fn pump(from: OwnedFd, stream: Stream, client: &Arc<Attached>) -> io::Result<JoinHandle<()>> {
+    let mut client = Some(Arc::clone(client));
+    let body = move || {
+        let (mut from, mut buffer) = (File::from(from), vec![0; CHUNK]);
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    let bytes = buffer.get(..count).unwrap_or_default();
+                    if client.as_ref().is_some_and(|to| to.with(|to| send_bytes(to, stream, bytes)).is_err()) {
+                        client = None;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    };
+    Builder::new().name("exec-output".into()).stack_size(CHUNK).spawn(body)
+}
+
+/// Takes what the client sends, until it goes: its input ends then.
+fn listen_to(mut stream: UnixStream, remote: &dyn Remote, input: &Mutex<Option<OwnedFd>>) {
+    loop {
+        match receive::<Request>(&mut stream) {
+            Ok(Frame::Message(Request::Signal(signal))) => drop(remote.signal(signal)),
+            Ok(Frame::Message(Request::Resize(size))) => drop(remote.resize(size)),
+            Ok(Frame::Bytes(Stream::Output, bytes)) => {
+                let mut input = lock(input);
+                let broken = input.as_ref().is_some_and(|to| put(to.as_fd(), &bytes).is_err());
+                if bytes.is_empty() || broken {
+                    *input = None;
+                }
+            }
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}

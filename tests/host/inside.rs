@@ -1,0 +1,133 @@
+//! What is done inside a sandbox that runs, from the command line, in both isolations.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use crate::life::Place;
+use crate::runner::{Case, Need, Verdict};
+
+const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
+/// The only program of the embedded image.
+const P: &str = "/workloads";
+const BOTH: [&str; 2] = ["container", "microvm"];
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const CASES: &[Case] =
+            &[$(Case { name: concat!("inside::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
+    };
+}
+
+cases![exec_runs_a_further_command, a_pause_is_seen_and_ends_with_a_signal, top_and_stats_tell];
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn exec_runs_a_further_command(place: &Place) {
+    for isolation in BOTH {
+        place.run(isolation, &["--name", "box", "-e", "A=1", "workloads", "pause"]);
+        assert_eq!(place.say(&["exec", "box", P, "echo", "a", "-b"]), "a -b");
+        let env = place.say(&["exec", "-e", "B=2", "box", P, "env"]);
+        assert!(env.contains("A=1\n") && env.contains("B=2"), "{env}");
+        let id = place.say(&["exec", "-u", "1000:50", "-w", "/", "box", P, "id"]);
+        assert!(id.contains("1000") && id.contains("50"), "{id}");
+
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+        let mut cat = place.duplex(&["exec", "-i", "box", P, "cat"]);
+        let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = cat.stdin.take().unwrap();
+        let sent = bytes.clone();
+        let feeder = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
+        assert!(cat.wait_with_output().unwrap().stdout == bytes, "3 MB through a further command in a {isolation}");
+        feeder.join().unwrap();
+
+        for (command, expected) in [(vec![P, "exit", "42"], 42), (vec!["no-such"], 127), (vec!["/etc"], 126)] {
+            let output = place.output(&[&["exec", "box"], command.as_slice()].concat());
+            assert_eq!(code(&output), expected, "{command:?}: {}", words(&output));
+            assert!(expected == 42 || words(&output).contains(command[0]), "{}", words(&output));
+        }
+        assert_eq!(code(&place.output(&["exec", "-w", "/no/such", "box", P, "true"])), 127);
+        assert_eq!(code(&place.output(&["exec", "-d", "box", "no-such"])), 127);
+        assert_eq!(place.say(&["exec", "-d", "box", P, "sleep", "4324"]), "");
+        place.until("the detached command", || place.say(&["top", "box"]).contains("sleep 4324"));
+        let terminal = place.output(&["exec", "-it", "box", P, "true"]);
+        assert!(code(&terminal) == 1 && words(&terminal).contains("not a terminal"), "{}", words(&terminal));
+        let last = std::thread::scope(|scope| {
+            let last = scope.spawn(|| place.output(&["exec", "box", P, "sleep", "600"]));
+            place.until("the last command", || place.say(&["top", "box"]).contains("sleep 600"));
+            place.say(&["kill", "box"]);
+            last.join().unwrap()
+        });
+        assert_eq!(code(&last), 137, "it ends with its sandbox: {}", words(&last));
+        place.say(&["wait", "box"]);
+        let ended = place.output(&["exec", "box", P, "true"]);
+        assert!(
+            code(&ended) == 1 && words(&ended).contains("is not running")
+                || words(&ended).contains("It is not running"),
+            "{}",
+            words(&ended)
+        );
+        place.say(&["rm", "box"]);
+    }
+    place.must_be_clean("after further commands");
+}
+
+fn a_pause_is_seen_and_ends_with_a_signal(place: &Place) {
+    for isolation in BOTH {
+        place.run(isolation, &["--name", "box", "workloads", "pause"]);
+        assert_eq!(place.say(&["pause", "box"]), "box");
+        assert!(place.say(&["ps"]).contains("(Paused)"), "{}", place.say(&["ps"]));
+        assert_eq!(place.look("box", "{{.State.Status}}"), "paused");
+        for (verb, why) in
+            [(&["pause", "box"][..], "already paused"), (&["exec", "box", P, "true"], "paused: unpause it first")]
+        {
+            let output = place.output(verb);
+            assert!(code(&output) == 1 && words(&output).contains(why), "{verb:?}: {}", words(&output));
+        }
+        assert_eq!(place.say(&["unpause", "box"]), "box");
+        assert_eq!(place.say(&["exec", "box", P, "echo", "on"]), "on");
+        assert!(words(&place.output(&["unpause", "box"])).contains("not paused"));
+        place.say(&["pause", "box"]);
+        assert_eq!(place.say(&["stop", "box"]), "box");
+        assert!(place.look("box", "{{.State.ExitCode}}") != "137", "a paused sandbox hears the signal that stops it");
+        place.say(&["rm", "box"]);
+        place.run(isolation, &["--name", "box", "workloads", "pause"]);
+        place.say(&["pause", "box"]);
+        place.say(&["rm", "-f", "box"]);
+    }
+    place.must_be_clean("after pauses");
+}
+
+fn top_and_stats_tell(place: &Place) {
+    for isolation in BOTH {
+        place.run(isolation, &["--name", "box", "-m", "128m", "workloads", "spin"]);
+        let top = place.say(&["top", "box"]);
+        let lines: Vec<Vec<&str>> = top.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"], "{top}");
+        assert_eq!((lines.len(), &lines[1][..3]), (2, &["root", "1", "0"][..]), "{top}");
+        let line = place.say(&[
+            "stats",
+            "--no-stream",
+            "--format",
+            "{{.Name}} {{.PIDs}} {{.CPUPerc}} {{.HostCPUPerc}} {{.HostMem}}",
+            "box",
+        ]);
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(fields[..2], ["box", "1"], "{line}");
+        for percent in &fields[2..4] {
+            let percent: f64 = percent.trim_end_matches('%').parse().unwrap();
+            assert!(percent > 20.0, "a spinning program uses a processor: {line}");
+        }
+        let all = place.say(&["stats", "--no-stream"]);
+        assert!(all.starts_with("SANDBOX ID") && all.contains("box") && all.contains(isolation), "{all}");
+        place.say(&["rm", "-f", "box"]);
+        let gone = place.output(&["stats", "--no-stream", "box"]);
+        assert_eq!(code(&gone), 1, "{}", words(&gone));
+    }
+    place.must_be_clean("after looks");
+}
