@@ -14,10 +14,11 @@ LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env
 build: deps
 	cargo build --$(PROFILE) --bin duplex
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(STATIC_FLAGS) --no-default-features --bin duplex-vmm
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(STATIC_FLAGS) -p duplex-agent -p duplex-workloads -p duplex-pack
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(STATIC_FLAGS) -p duplex-workloads -p duplex-pack
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent --target $(TRIPLE) --target-dir target/static -p duplex-agent
 	mkdir -p $(OUT)/guest
 	install -m 755 target/$(PROFILE)/duplex $(STATIC)/duplex-vmm $(OUT)/
-	$(STATIC)/duplex-pack initramfs $(STATIC)/duplex-agent $(OUT)/guest/initramfs.cpio
+	$(STATIC)/duplex-pack initramfs target/static/$(TRIPLE)/agent/duplex-agent $(OUT)/guest/initramfs.cpio
 	$(STATIC)/duplex-pack workloads $(STATIC)/duplex-workloads $(OUT)/guest/workloads.tar
 	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || \
 		{ xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux.part && mv $(OUT)/guest/vmlinux.part $(OUT)/guest/vmlinux; }
