@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Output, Stdio};
+use std::time::Instant;
 
 use crate::life::Place;
 use crate::runner::{Case, Need, Verdict};
@@ -18,7 +19,12 @@ macro_rules! cases {
     };
 }
 
-cases![exec_runs_a_further_command, a_pause_is_seen_and_ends_with_a_signal, top_and_stats_tell];
+cases![
+    exec_runs_a_further_command,
+    a_pause_is_seen_and_ends_with_a_signal,
+    top_and_stats_tell,
+    keepers_killed_among_further_commands_leave_nothing,
+];
 
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
@@ -130,4 +136,33 @@ fn top_and_stats_tell(place: &Place) {
         assert_eq!(code(&gone), 1, "{}", words(&gone));
     }
     place.must_be_clean("after looks");
+}
+
+/// At any moment of a further command's start, and while the sandbox is paused.
+fn keepers_killed_among_further_commands_leave_nothing(place: &Place) {
+    for isolation in BOTH {
+        for round in 0..4_u32 {
+            place.run(isolation, &["--name", "doomed", "workloads", "pause"]);
+            let began = Instant::now();
+            place.say(&["exec", "-d", "doomed", P, "sleep", "4325"]);
+            let whole = began.elapsed();
+            let client = place
+                .duplex(&["exec", "doomed", P, "sleep", "4326"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            if round == 3 {
+                place.say(&["pause", "doomed"]);
+            } else {
+                std::thread::sleep(whole * round / 2);
+            }
+            place.kill_keepers();
+            let output = client.wait_with_output().unwrap();
+            assert!(!output.status.success() && !words(&output).is_empty(), "{isolation} {round}: {output:?}");
+            assert_eq!(place.say(&["ps", "-a", "--format", "{{.State}}"]), "exited", "{isolation} {round}");
+            place.say(&["rm", "doomed"]);
+            place.until_clean();
+        }
+    }
 }

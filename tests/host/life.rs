@@ -99,6 +99,19 @@ impl Place {
         }
     }
 
+    /// Kills all keepers of this place, without a word to them.
+    pub(crate) fn kill_keepers(&self) {
+        kill_keepers(self.folder.path());
+    }
+
+    /// Waits until other commands have cleared what is left.
+    pub(crate) fn until_clean(&self) {
+        self.until("order", || {
+            self.say(&["ps", "-a"]);
+            inventory(&[self.folder.path()]) == self.before
+        });
+    }
+
     fn roster(&self) -> PathBuf {
         self.folder.path().join("state/roster")
     }
