@@ -78,7 +78,7 @@ fn eprint_round(round: usize, name: &str, sample: &Sample) {
 fn peers(stage: &Path) -> Vec<Peer> {
     let duplex = stage.join("duplex/duplex").display().to_string();
     let run = |isolation: &str| {
-        [&duplex, "run", "--rm", "--isolation", isolation, "workloads", "hello"]
+        [&duplex, "run", "--rm", "--net", "none", "--isolation", isolation, "workloads", "hello"]
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()

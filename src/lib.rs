@@ -14,6 +14,7 @@
 //! | [`vmm`] | engine 1: one microVM in one process |
 //! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
 //! | [`image`] | references, registry, store, layers, EROFS, archives |
+//! | [`net`] | user-mode networks on the host's side: passt and pasta, ports, name servers |
 //! | [`sandbox`] | the trait over both engines, and what survives on disk |
 //! | [`keeper`] | the owner of one sandbox from its start to its last end, and who talks to it |
 //! | [`compare`] | both isolations, one workload, numbers |
@@ -41,5 +42,7 @@ pub mod image;
 pub mod keeper;
 #[cfg(feature = "cli")]
 pub mod lab;
+#[cfg(feature = "cli")]
+pub mod net;
 #[cfg(feature = "cli")]
 pub mod sandbox;

@@ -15,6 +15,8 @@ mod runner;
 mod debian;
 #[path = "support/inventory.rs"]
 mod inventory;
+#[path = "support/neighbour.rs"]
+mod neighbour;
 #[path = "support/tarball.rs"]
 mod tarball;
 
@@ -39,6 +41,8 @@ mod lab;
 mod layers;
 #[path = "host/life.rs"]
 mod life;
+#[path = "host/network.rs"]
+mod network;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/registry.rs"]
@@ -56,6 +60,7 @@ const ALL: &[&[runner::Case]] = &[
     life::CASES,
     lives::CASES,
     net_device::CASES,
+    network::CASES,
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,

@@ -4,13 +4,15 @@ mod capabilities;
 mod command;
 mod definition;
 mod further;
+mod network;
 mod resources;
 mod signal;
 
 use std::collections::BTreeMap;
 
 use crate::spec::{
-    Digest, Isolation, Limits, MIB, MemorySize, ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
+    Digest, Isolation, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode, ProcessSpec, SandboxId,
+    SandboxSpec, TerminalSize, Tmpfs,
 };
 
 use super::args::RunArgs;
@@ -102,6 +104,25 @@ pub(super) enum MeaningError {
     /// An option of microVMs only.
     #[error("Option {0} is for microVMs: a container runs on the host's kernel")]
     MicroVmOnly(&'static str),
+    /// Not a network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// More ports than passt is asked to bind.
+    #[error("{0} ports are published, at most {MOST_PUBLISHED} can be")]
+    Published(usize),
+    /// Ports without a network that could have them published.
+    #[error("Option {option} is of no use with --net {mode}")]
+    NoNetwork {
+        /// The option.
+        option: &'static str,
+        /// The kind of network.
+        mode: NetworkMode,
+    },
+    /// The host's network for a machine with a kernel of its own.
+    #[error(
+        "Option --net host is for containers: a microVM's kernel has a network of its own; publish its ports with -p"
+    )]
+    HostNetwork,
     /// A terminal was asked for and there is none to connect.
     #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
     NotATerminal,
@@ -165,6 +186,7 @@ pub(super) fn sandbox(
         kernel_log: args.kernel_log.clone(),
         tmpfs: tmpfs(args)?,
         sysctls: args.sysctl.iter().map(|text| resources::sysctl(text)).collect::<Result<_, _>>()?,
+        network: network::network(args)?,
     })
 }
 

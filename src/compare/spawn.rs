@@ -87,10 +87,12 @@ impl Spawner {
         format!("/proc/{}/fd/{}", std::process::id(), self.trace.as_raw_fd())
     }
 
-    /// `duplex run` of this arm. The host name is fixed: by default it is the sandbox's id, and outputs that show it would differ.
+    /// `duplex run` of this arm, without a network. The host name is fixed: by default it is the sandbox's id, and outputs that show it
+    /// would differ.
     fn command(&self, arm: &Arm, options: &[&str], image: &str, words: &[String]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never", "--hostname", "duplex"]);
+        command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never"]);
+        command.args(["--hostname", "duplex", "--net", "none"]);
         command.arg("--isolation").arg(arm.isolation.to_string());
         command.arg("--memory").arg(self.plan.memory.0.to_string()).arg("--cpus").arg(self.plan.cpus.to_string());
         command.arg("--trace").arg(self.trace_file());

@@ -7,7 +7,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::inside::tidy;
-use super::orders::Orders;
+use super::orders::{NetworkSource, Orders};
 use crate::spec::{ProcessLimit, Tmpfs};
 
 /// Read by nobody inside (config-linux.md, "Masked Paths").
@@ -42,7 +42,7 @@ pub(super) fn config(
     let spec = &orders.spec;
     let mut linux = json!({
         "cgroupsPath": orders.cgroup,
-        "namespaces": namespaces(orders.runtime.is_some()),
+        "namespaces": namespaces(orders.runtime.is_some() && orders.network == NetworkSource::New),
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
         "sysctl": sysctls(orders),
@@ -70,11 +70,10 @@ pub(super) fn config(
     }))
 }
 
-/// container-init's own network namespace is the built-in runtime's container's too: it is new, with loopback up. An outside runtime makes
-/// its own.
-fn namespaces(outside: bool) -> Vec<Value> {
+/// container-init's network namespace is its container's too. Only an outside runtime makes a new one itself.
+fn namespaces(new_network: bool) -> Vec<Value> {
     let mut kinds = vec!["pid", "mount", "ipc", "uts", "cgroup"];
-    if outside {
+    if new_network {
         kinds.push("network");
     }
     kinds.into_iter().map(|kind| json!({ "type": kind })).collect()

@@ -17,7 +17,7 @@ use super::bundle;
 use super::execute::Refusal;
 use super::external::{self, External, ExternalError};
 use super::inside::{Inside, InsideError};
-use super::orders::{Orders, Report, Request, WireError, causes, receive, receive_orders, send};
+use super::orders::{NetworkSource, Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::rootfs::{self, RootfsError};
 use crate::spec::TerminalSize;
 use crate::sys::clock::monotonic_ns;
@@ -43,6 +43,10 @@ pub(super) enum ChildError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot enter the network namespace")]
+    Network(#[source] nix::errno::Errno),
+    #[error("Cannot open ports and pings to every user of the container")]
+    Settings(#[source] io::Error),
     #[error("The root file system cannot be mounted")]
     Rootfs(#[source] RootfsError),
     #[error("The root file system cannot be prepared")]
@@ -92,10 +96,12 @@ pub(super) fn take_control() -> Result<OwnedFd, ChildError> {
 
 fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     let (orders, descriptors) = receive_orders(&**control).map_err(ChildError::Orders)?;
-    let (stdio, pieces) = sort_descriptors(descriptors)?;
-    enter_namespaces(&orders)?;
+    let Descriptors { stdio, network, pieces } = sort_descriptors(&orders, descriptors)?;
+    let (namespace, helper) = network.map_or((None, None), |(namespace, helper)| (Some(namespace), Some(helper)));
+    enter_namespaces(&orders, namespace.as_ref())?;
+    drop(namespace);
     set_network_parameters(&orders)?;
-    end_with_keeper(control);
+    end_with_keeper(control, helper);
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
     let environment = match prepare(&orders, &pieces)? {
@@ -140,25 +146,39 @@ fn create(orders: &Orders, environment: &[String], stdio: [OwnedFd; 3]) -> Resul
     Ok(made.map(|(builtin, pid, terminal)| (Waiting::Builtin(Box::new(builtin)), pid, terminal)))
 }
 
-fn sort_descriptors(descriptors: Vec<OwnedFd>) -> Result<([OwnedFd; 3], Vec<OwnedFd>), ChildError> {
-    let count = descriptors.len();
-    let mut descriptors = descriptors.into_iter();
-    match (descriptors.next(), descriptors.next(), descriptors.next()) {
-        (Some(stdin), Some(stdout), Some(stderr)) if count > 3 => Ok(([stdin, stdout, stderr], descriptors.collect())),
-        _ => Err(ChildError::Descriptors(count)),
-    }
+/// What comes with the orders.
+struct Descriptors {
+    stdio: [OwnedFd; 3],
+    /// The network namespace and the process that serves it.
+    network: Option<(OwnedFd, OwnedFd)>,
+    pieces: Vec<OwnedFd>,
 }
 
-/// Our own mount namespace, so that a crash leaves no mounts, and our own network namespace, which the container shares.
-fn enter_namespaces(orders: &Orders) -> Result<(), ChildError> {
+fn sort_descriptors(orders: &Orders, descriptors: Vec<OwnedFd>) -> Result<Descriptors, ChildError> {
+    let count = descriptors.len();
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().ok_or(ChildError::Descriptors(count));
+    let stdio = [next()?, next()?, next()?];
+    let network = if orders.network == NetworkSource::Given { Some((next()?, next()?)) } else { None };
+    let pieces: Vec<OwnedFd> = descriptors.collect();
+    if pieces.is_empty() { Err(ChildError::Descriptors(count)) } else { Ok(Descriptors { stdio, network, pieces }) }
+}
+
+/// Our own mount namespace, so that a crash leaves no mounts, and the network namespace, which the container shares.
+fn enter_namespaces(orders: &Orders, network: Option<&OwnedFd>) -> Result<(), ChildError> {
     let mut flags = CloneFlags::CLONE_NEWNS;
-    if orders.runtime.is_none() {
+    let new_network = orders.runtime.is_none() && orders.network == NetworkSource::New;
+    if new_network {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     nix::sched::unshare(flags).map_err(ChildError::Namespaces)?;
+    if let Some(network) = network {
+        nix::sched::setns(network, CloneFlags::CLONE_NEWNET).map_err(ChildError::Network)?;
+    }
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(ChildError::Propagation)?;
-    if orders.runtime.is_none() {
+    if new_network || network.is_some() {
         crate::sys::loopback::up().map_err(ChildError::Loopback)?;
+        set_defaults()?;
     }
     Ok(())
 }
@@ -166,7 +186,7 @@ fn enter_namespaces(orders: &Orders) -> Result<(), ChildError> {
 /// The network namespace of a container of the built-in runtime is this process's own, and its parameters are set here: the runtime takes it
 /// for the host's.
 fn set_network_parameters(orders: &Orders) -> Result<(), ChildError> {
-    if orders.runtime.is_some() {
+    if orders.runtime.is_some() || orders.network == NetworkSource::Host {
         return Ok(());
     }
     for sysctl in orders.spec.sysctls.iter().filter(|s| s.name.starts_with("net.")) {
@@ -176,14 +196,25 @@ fn set_network_parameters(orders: &Orders) -> Result<(), ChildError> {
     Ok(())
 }
 
-/// From now on, when the keeper's end of the socket closes, this process dies at once, whatever it is doing.
-fn end_with_keeper(control: &Arc<OwnedFd>) {
+/// What Docker sets in each network namespace: ports and pings for everybody (ip-sysctl.rst).
+fn set_defaults() -> Result<(), ChildError> {
+    let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
+    let set = |(name, value)| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
+    settings.into_iter().try_for_each(set).map_err(ChildError::Settings)
+}
+
+/// From now on, when the keeper's end of the socket closes, this process dies at once, whatever it is doing, and takes along the process that
+/// serves its network.
+fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
     let control = Arc::clone(control);
     let watch = move || {
         loop {
             let mut watched = [PollFd::new(&*control, PollFlags::empty())];
             let polled = poll(&mut watched, None);
             if polled.is_ok() && watched[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                if let Some(helper) = &helper {
+                    let _ = rustix::process::pidfd_send_signal(helper, rustix::process::Signal::KILL);
+                }
                 let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
             }
         }

@@ -80,7 +80,8 @@ pub enum Creation {
     Not(FailureKind, String),
 }
 
-/// Starts container-init with these orders and waits until the container stands. `stdio` and `pieces` are closed on our side.
+/// Starts container-init with these orders and waits until the container stands. `stdio`, `network` (as
+/// [`super::orders::NetworkSource::Given`] says) and `pieces` are closed on our side.
 ///
 /// # Errors
 /// Why not; container-init and what it made are gone then.
@@ -88,6 +89,7 @@ pub fn create(
     program: &Path,
     orders: &Orders,
     stdio: [OwnedFd; 3],
+    network: Option<(OwnedFd, OwnedFd)>,
     pieces: Vec<OwnedFd>,
 ) -> Result<Creation, LaunchError> {
     let spawn_failed = |source: io::Error| LaunchError::Spawn { program: program.to_owned(), source };
@@ -95,9 +97,10 @@ pub fn create(
         .map_err(|e| spawn_failed(e.into()))?;
     let child = spawn(program, "container-init", theirs).map_err(spawn_failed)?;
     let mut ending = End(Some(child));
-    let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&pieces).map(AsFd::as_fd).collect();
+    let network: Vec<OwnedFd> = network.into_iter().flat_map(|(namespace, helper)| [namespace, helper]).collect();
+    let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&network).chain(&pieces).map(AsFd::as_fd).collect();
     send_orders(&ours, orders, &descriptors).map_err(LaunchError::Wire)?;
-    drop((stdio, pieces));
+    drop((stdio, network, pieces));
     let (report, descriptors) = next(&ours, Some(PATIENCE))?;
     let created_at_ns = match report {
         Report::Created { at_ns } => at_ns,

@@ -41,6 +41,20 @@ pub struct Orders {
     pub resolv_conf: String,
     /// The OCI runtime program that runs the bundle; the built-in one if `None`.
     pub runtime: Option<PathBuf>,
+    /// Where its network namespace comes from.
+    pub network: NetworkSource,
+}
+
+/// Where a container's network namespace comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkSource {
+    /// A new one, with nothing but the loopback.
+    New,
+    /// One that comes with the orders, behind the standard streams; behind it a pidfd of the process that serves it, which must not outlive
+    /// the keeper.
+    Given,
+    /// The host's.
+    Host,
 }
 
 impl Orders {

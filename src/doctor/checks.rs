@@ -44,6 +44,7 @@ pub(super) fn all(host: &HostFacts, kvm: &KvmFinding, places: &Places) -> Vec<Ch
     ];
     checks.extend(FILE_SYSTEMS.map(file_system));
     checks.push(erofs_from_files(&host.kernel));
+    checks.push(network(&places.search, Path::new("/dev/net/tun")));
     checks.push(user());
     checks.push(disk(&places.store));
     checks.push(lab(places));
@@ -196,6 +197,32 @@ fn erofs_from_files(kernel: &str) -> Check {
     Check::new(name, CheckStatus::Missing, "neither Linux 6.12 nor loop devices", mend)
 }
 
+/// What the default network of both isolations needs: passt for microVMs, pasta for containers, and a tap that pasta, as nobody, can make.
+fn network(search: &[PathBuf], tun: &Path) -> Check {
+    let name = "network";
+    let missing = ["passt", "pasta"].into_iter().find(|program| tools::find(program, search).is_none());
+    if let Some(program) = missing {
+        let mend = format!("{}; until then use --net none", install(std::iter::once("passt")));
+        return Check::new(
+            name,
+            CheckStatus::Missing,
+            format!("no {program}, which makes sandboxes' connections"),
+            mend,
+        );
+    }
+    match rustix::fs::stat(tun) {
+        Ok(stat) if stat.st_mode & 0o006 == 0o006 => Check::new(name, CheckStatus::Ok, "passt and pasta", None),
+        Ok(_) => {
+            let found = format!("{} is not open to everyone, so containers have no network", tun.display());
+            Check::new(name, CheckStatus::Warn, found, format!("sudo chmod 666 {}", tun.display()))
+        }
+        Err(_) => {
+            let found = format!("no {}, so containers have no network", tun.display());
+            Check::new(name, CheckStatus::Warn, found, "sudo modprobe tun".to_owned())
+        }
+    }
+}
+
 fn user() -> Check {
     let id = rustix::process::geteuid();
     if id.is_root() {
@@ -240,8 +267,7 @@ pub(crate) fn install<'a>(packages: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Programs that some things use: program, package, what for.
-const OPTIONAL: [(&str, &str, &str); 4] = [
-    ("passt", "passt", "networks without root"),
+const OPTIONAL: [(&str, &str, &str); 3] = [
     ("crun", "crun", "an OCI runtime to compare with"),
     ("runc", "runc", "an OCI runtime to compare with"),
     ("fsck.erofs", "erofs-utils", "a second opinion on layers"),
@@ -296,6 +322,23 @@ mod tests {
         assert!(kvm.mend.as_ref().unwrap().contains("usermod -aG kvm"));
         let names: std::collections::BTreeSet<&str> = checks.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names.len(), checks.len(), "two checks of one name");
+    }
+
+    #[test]
+    fn a_network_needs_its_programs_and_an_open_tap() {
+        let dir = tempfile::tempdir().unwrap();
+        let (search, tun) = (vec![dir.path().to_owned()], dir.path().join("tun"));
+        let check = network(&search, &tun);
+        assert_eq!(check.status, CheckStatus::Missing);
+        assert!(check.mend.unwrap().contains("install --no-install-recommends passt"));
+        for program in ["passt", "pasta"] {
+            fs::write(dir.path().join(program), "").unwrap();
+        }
+        assert!(network(&search, &tun).mend.unwrap().contains("modprobe"));
+        fs::write(&tun, "").unwrap();
+        assert!(network(&search, &tun).mend.unwrap().contains("chmod"));
+        fs::set_permissions(&tun, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        assert_eq!(network(&search, &tun).status, CheckStatus::Ok);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::spec::{Counters, Limits, SandboxId, Usage};
+use crate::spec::{Counters, Limits, MIB, MemorySize, SandboxId, Usage};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -26,6 +26,10 @@ const OPTIONAL: &str = "io";
 
 /// Length of a `cpu.max` period in microseconds.
 const PERIOD_USEC: u64 = 100_000;
+
+/// What the process of a user-mode network may use: it needs 30 MiB, and the kernel counts the buffers of its connections.
+const NETWORK_MEMORY: MemorySize = MemorySize(512 * MIB);
+const NETWORK_PROCESSES: u32 = 16;
 
 /// How long the kernel gets to let go of a killed cgroup.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -115,6 +119,27 @@ impl Cgroup {
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Makes the cgroup of the process that makes the sandbox's connections: beside the sandbox's own, which the user's limits of memory
+    /// and processes are for.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`], after which it is made.
+    pub fn create_for_network(id: &SandboxId, limits: &Limits) -> Result<Self, CgroupError> {
+        let cgroup = Self::of_network(id);
+        fs::DirBuilder::new().mode(0o755).create(&cgroup.path).map_err(|e| failed("make", &cgroup.path, e))?;
+        let limits = Limits { memory: Some(NETWORK_MEMORY), pids: Some(NETWORK_PROCESSES), ..*limits };
+        if let Err(error) = cgroup.limit(&limits) {
+            let _ = fs::remove_dir(&cgroup.path);
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// The network's cgroup that this sandbox has or had.
+    pub fn of_network(id: &SandboxId) -> Self {
+        Self { path: Path::new(MOUNT).join(FAMILY).join(format!("{id}.net")) }
     }
 
     /// The cgroup that this sandbox has or had, found by its name.

@@ -13,16 +13,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::inside::ContainerInside;
 use super::cgroup::{Cgroup, CgroupError};
+use super::network::{self, UserNetwork};
 use super::relay::Relay;
 use super::shelf::{Shelf, ShelfError, Slot};
 use super::signals::EndedBy;
-use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio, etc, exit_of};
+use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio, exit_of};
 use crate::container::enter::EnterError;
 use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
-use crate::container::orders::Orders;
-use crate::spec::{Exit, Installation, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec, State};
+use crate::container::orders::{NetworkSource, Orders};
+use crate::net::{NetError, PASTA};
+use crate::spec::{
+    Exit, Installation, Isolation, Moment, Moments, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
+};
 use crate::spec::{TerminalSize, Usage};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::netns::OwnedNamespace;
 
 /// Most pieces of a root disk: what one packet carries beside the rest.
 const PIECES: usize = 240;
@@ -55,6 +60,8 @@ enum ContainerError {
     Shelf(#[from] ShelfError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Network(#[from] NetError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error("Cannot open /dev/null")]
@@ -92,6 +99,7 @@ impl ContainerBackend {
 
     fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
         let pieces = self.open_pieces(spec)?;
+        let (briefing, mut network) = network::plan(spec, PASTA)?;
         let mut moments = Moments::default();
         moments.note(Moment::ImageReady, monotonic_ns());
         let slot = Shelf::open(&self.state)?.reserve(spec)?;
@@ -104,10 +112,17 @@ impl ContainerBackend {
             folder: slot.path().to_owned(),
             cgroup: cgroup.path_in_hierarchy(),
             scratch_bytes: spec.limits.memory.map(|m| m.0 / 2),
-            hosts: etc::hosts(&spec.hostname),
-            resolv_conf: etc::resolv_conf(),
+            hosts: briefing.files.hosts,
+            resolv_conf: briefing.files.resolv_conf,
             runtime: self.runtime.clone(),
+            network: match spec.network.mode {
+                NetworkMode::None => NetworkSource::New,
+                NetworkMode::User => NetworkSource::Given,
+                NetworkMode::Host => NetworkSource::Host,
+            },
         };
+        // It gets ready while the container is made.
+        let given = network.as_mut().map(|network| start_network(network, spec)).transpose()?;
         let (streams, ours) = split(stdio, spec.process.terminal.is_some())?;
         let inside = Arc::new(ContainerInside {
             id: spec.id.clone(),
@@ -118,10 +133,11 @@ impl ContainerBackend {
             commands: Arc::default(),
             turn: Mutex::new(()),
         });
-        let creation = launch::create(&self.duplex, &orders, streams, pieces)?;
+        let creation = launch::create(&self.duplex, &orders, streams, given, pieces)?;
         let mut sandbox = ContainerSandbox {
             life: Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None }),
             relay: None,
+            network,
             id: spec.id.clone(),
             cgroup,
             inside,
@@ -152,6 +168,14 @@ impl ContainerBackend {
     }
 }
 
+/// The container's network namespace, and the process that serves it.
+fn start_network(network: &mut UserNetwork, spec: &SandboxSpec) -> Result<(OwnedFd, OwnedFd), ContainerError> {
+    network.create(spec)?;
+    let namespace = OwnedNamespace::make().map_err(NetError::Namespace)?;
+    let helper = network.start_pasta(&namespace)?;
+    Ok((namespace.network, helper))
+}
+
 /// The streams that the container gets, and those that stay here for its terminal.
 fn split(stdio: Stdio, terminal: bool) -> Result<([OwnedFd; 3], Option<Stdio>), ContainerError> {
     let null =
@@ -179,6 +203,7 @@ impl Backend for ContainerBackend {
 struct ContainerSandbox {
     life: Life,
     relay: Option<Relay>,
+    network: Option<UserNetwork>,
     id: SandboxId,
     cgroup: Arc<Cgroup>,
     inside: Arc<ContainerInside>,
@@ -215,15 +240,21 @@ impl ContainerSandbox {
 
     fn end(&mut self, exit: Exit, reason: Option<String>) -> Outcome {
         let oom = self.cgroup.oom_kills().is_some_and(|kills| kills > 0);
+        let reason = reason.or_else(|| self.network.as_ref().and_then(UserNetwork::failure));
         let outcome = Outcome { exit, oom, reason };
         self.life = Life::Ended(outcome.clone());
         outcome
     }
 
+    fn execute(&mut self, launched: &mut Launched) -> Result<Started, ContainerError> {
+        self.network.as_mut().map_or(Ok(()), UserNetwork::wait_until_ready)?;
+        Ok(launched.start()?)
+    }
+
     fn run(&mut self) -> Result<(), ContainerError> {
         let ended = || Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None });
         match std::mem::replace(&mut self.life, ended()) {
-            Life::Created(mut launched) => match launched.start()? {
+            Life::Created(mut launched) => match self.execute(&mut launched)? {
                 Started::At(at_ns) => {
                     self.moments.note(Moment::Started, at_ns);
                     self.inside.begin(Arc::clone(&launched.process));
@@ -313,6 +344,7 @@ impl Sandbox for ContainerSandbox {
         let outcome = Outcome { exit: Exit::SandboxFailed, oom: false, reason: None };
         drop(std::mem::replace(&mut self.life, Life::Ended(outcome)));
         drop(self.relay.take());
+        drop(self.network.take());
         let released = self.slot.take().map_or(Ok(()), Slot::release);
         released.map_err(|e| wrapped("remove", &self.id, e.into()))
     }

@@ -23,6 +23,7 @@ mod streams;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,11 +39,13 @@ use self::monitor::{Monitor, Reach};
 use self::streams::Pumps;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
+use super::network::{self, Briefing, UserNetwork};
 use super::shelf::{Shelf, ShelfError, Slot};
 use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
+use crate::net::{self, NetError, PASST};
 use crate::spec::{
-    Installation, Isolation, Limits, MIB, MemorySize, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize,
-    Usage,
+    Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
+    TerminalSize, Usage,
 };
 
 /// Host memory that a monitor may use above its guest's, in bytes: a bound against faults, far above what it needs.
@@ -131,6 +134,12 @@ pub enum MicroVmError {
     /// The guest kernel or the agent takes too long.
     #[error("The guest's agent has not spoken {} s after the machine started: --kernel-log FILE shows how far the guest kernel came", .0.as_secs())]
     Silent(Duration),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetError),
+    /// A machine has a kernel, and with it a network, of its own.
+    #[error("A microVM cannot have the host's network: use --net user with -p, or --isolation container")]
+    HostNetwork,
     /// The wire to the agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -193,14 +202,20 @@ impl MicroVmBackend {
     }
 
     fn build(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<MicroVm, MicroVmError> {
+        if spec.network.mode == NetworkMode::Host {
+            return Err(MicroVmError::HostNetwork);
+        }
         let root = self.images.root_disk(&spec.image).map_err(MicroVmError::Image)?;
-        let (machine, ends) = machine::build(spec, &self.installation, &root)?;
+        let (briefing, network) = network::plan(spec, PASST)?;
+        let wire = network.is_some().then(net::wire).transpose()?;
+        let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
+        let (machine, ends) = machine::build(spec, &self.installation, &root, ours)?;
         let monitor = self.installation.monitor.clone();
         let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
         let Ends { control, agent, stdin, stdout, stderr } = ends;
         let agent = Client::new(agent)?;
         let voice = agent.voice();
-        let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor };
+        let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor, briefing, wire };
         // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
         let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         let inside = Arc::new(MicroVmInside {
@@ -212,7 +227,10 @@ impl MicroVmBackend {
             cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits))?),
             turn: Mutex::new(()),
         });
+        let mut network = network;
+        network.as_mut().map_or(Ok(()), |network| network.create(spec))?;
         Ok(MicroVm {
+            network,
             slot: Some(slot),
             spec: spec.clone(),
             kernel: spec.kernel.clone().unwrap_or_else(|| self.installation.kernel.clone()),
@@ -273,11 +291,15 @@ struct Ready {
     stdio: Stdio,
     streams: Streams,
     monitor: PathBuf,
+    briefing: Briefing,
+    /// passt's end of the network device's wire.
+    wire: Option<UnixStream>,
 }
 
 /// One microVM.
 #[derive(Debug)]
 struct MicroVm {
+    network: Option<UserNetwork>,
     spec: SandboxSpec,
     kernel: PathBuf,
     boot_deadline: Duration,
@@ -300,7 +322,7 @@ struct MicroVm {
 impl MicroVm {
     fn run(&mut self) -> Result<(), MicroVmError> {
         let ready = self.ready.take().ok_or(MicroVmError::Started)?;
-        let Ready { machine, control, agent, stdio, streams, monitor } = ready;
+        let Ready { machine, control, agent, stdio, streams, monitor, briefing, wire } = ready;
         let pumps = self.pumps.as_mut().ok_or(MicroVmError::Started)?;
         if let (Some(from), Some(to)) = (stdio.stdin, streams.0) {
             pumps.input(from, to).map_err(MicroVmError::Resource)?;
@@ -309,6 +331,10 @@ impl MicroVm {
         if let Some(from) = streams.2 {
             pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
         }
+        // It gets ready while the machine boots.
+        if let (Some(network), Some(wire)) = (&mut self.network, wire) {
+            network.start_passt(&wire)?;
+        }
         let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
         let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
@@ -316,7 +342,8 @@ impl MicroVm {
         drop(machine);
         let life = Life::new(agent, monitor, Arc::clone(&self.reach), Arc::clone(&self.board));
         let life = self.unfollowed.insert(life);
-        life.until_started(&self.spec, self.boot_deadline, &self.moments)?;
+        self.network.as_mut().map_or(Ok(()), UserNetwork::wait_until_ready)?;
+        life.until_started(&self.spec, &briefing, self.boot_deadline, &self.moments)?;
         if let Some(source) = life.why_not_made() {
             return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }
@@ -346,6 +373,7 @@ impl MicroVm {
             let _ = self.end.wait();
         }
         self.board.end();
+        self.network.as_mut().into_iter().for_each(UserNetwork::end);
         let released = self.slot.take().map_or(Ok(()), Slot::release).map_err(MicroVmError::Shelf);
         if ended { released } else { Err(MicroVmError::Immortal) }
     }
@@ -379,7 +407,9 @@ impl Sandbox for MicroVm {
 
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
         let followed = if self.followed { Ok(()) } else { Err(MicroVmError::NotStarted) };
-        followed.and_then(|()| self.end.wait()).map_err(|e| error("wait for", &self.spec.id, e))
+        let mut outcome = followed.and_then(|()| self.end.wait()).map_err(|e| error("wait for", &self.spec.id, e))?;
+        outcome.reason = outcome.reason.or_else(|| self.network.as_ref().and_then(UserNetwork::failure));
+        Ok(outcome)
     }
 
     fn usage(&self) -> Usage {

@@ -3,12 +3,12 @@
 pub mod agent;
 pub mod cgroup;
 pub mod container;
-pub mod etc;
 pub mod fake;
 mod grip;
 pub mod inside;
 pub mod microvm;
 mod names;
+mod network;
 mod relay;
 pub mod roster;
 mod session;

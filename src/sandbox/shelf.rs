@@ -277,7 +277,7 @@ impl Slot {
     }
 
     fn clear(&mut self) -> Result<(), ShelfError> {
-        let cgroup = Cgroup::of(&self.id).remove();
+        let cgroup = Cgroup::of(&self.id).remove().and(Cgroup::of_network(&self.id).remove());
         unmount_below(&self.path)?;
         let files = remove_files(&self.path);
         cgroup.map_err(|source| ShelfError::Cgroup { id: self.id.clone(), source })?;

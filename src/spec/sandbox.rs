@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Limits, ProcessSpec, SandboxId, Sysctl, Tmpfs};
+use super::{Digest, Limits, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
 
 /// Which kind of walls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,6 +70,9 @@ pub struct SandboxSpec {
     /// Kernel parameters of its own namespaces.
     #[serde(default)]
     pub sysctls: Vec<Sysctl>,
+    /// Its network.
+    #[serde(default)]
+    pub network: NetworkSpec,
 }
 
 /// Where the parts of Duplex and its data are on this host.

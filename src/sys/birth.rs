@@ -122,7 +122,7 @@ pub fn reap(process: BorrowedFd<'_>) -> io::Result<Ending> {
     }
 }
 
-fn give_birth(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<OwnedFd>> {
+pub(super) fn give_birth(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<OwnedFd>> {
     clone_into(cgroup, 0, u64::from(libc::SIGCHLD.cast_unsigned()))
 }
 

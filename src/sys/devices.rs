@@ -1,56 +1,21 @@
 //! Which devices the processes of a cgroup may open: a BPF program of type BPF_PROG_TYPE_CGROUP_DEVICE (cgroup-v2.rst, "Device controller").
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::BorrowedFd;
+
+use super::bpf::{self, Hook, Instruction};
 
 /// Character devices, by major and minor number, that every container has (OCI runtime spec, "Default Devices"): null, zero, full, random,
 /// urandom, tty, ptmx, and all pseudo terminals.
 const ALLOWED: [(i32, Option<i32>); 8] =
     [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(2)), (136, None)];
 
-/// `enum bpf_cmd`, `enum bpf_prog_type`, `enum bpf_attach_type` and flags of include/uapi/linux/bpf.h.
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_PROG_ATTACH: libc::c_long = 8;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_ALLOW_MULTI: u32 = 2;
+/// BPF_PROG_TYPE_CGROUP_DEVICE and BPF_CGROUP_DEVICE.
+const HOOK: Hook = Hook { program: 15, attach: 6 };
 
 /// `BPF_DEVCG_ACC_MKNOD` and `BPF_DEVCG_DEV_CHAR`.
 const ACCESS_MKNOD: i32 = 1;
 const TYPE_CHAR: i32 = 2;
-
-/// `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-/// The head of `union bpf_attr` for BPF_PROG_LOAD.
-#[repr(C)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// The head of `union bpf_attr` for BPF_PROG_ATTACH.
-#[repr(C)]
-struct Attach {
-    target: u32,
-    program: u32,
-    kind: u32,
-    flags: u32,
-}
 
 /// Lets the processes of this cgroup open nothing but the standard devices. Making nodes stays allowed: a node that cannot be opened is
 /// harmless, and Docker allows it.
@@ -58,40 +23,7 @@ struct Attach {
 /// # Errors
 /// `EPERM` without CAP_BPF, `EINVAL` on a kernel without CONFIG_CGROUP_BPF.
 pub fn allow_standard_only(cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    let program = load(&program())?;
-    let number = |fd: i32| u32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF));
-    let attach = Attach {
-        target: number(cgroup.as_raw_fd())?,
-        program: number(program.as_raw_fd())?,
-        kind: BPF_CGROUP_DEVICE,
-        flags: BPF_F_ALLOW_MULTI,
-    };
-    // SAFETY: the attribute is as long as is said, holds no pointer and outlives the call.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let load = Load {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
-        count: u32::try_from(program.len()).map_err(io::Error::other)?,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    // SAFETY: the attribute is as long as is said; its pointers name the instructions, `count` of them, and a C string, which the kernel
-    // reads during the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    bpf::attach(cgroup, HOOK, &program())
 }
 
 /// The program: its context is `struct bpf_cgroup_dev_ctx { access << 16 | type, major, minor }` in r1.

@@ -2,8 +2,10 @@
 #![allow(unsafe_code)]
 
 pub mod birth;
+mod bpf;
 pub mod clock;
 pub mod devices;
+pub mod egress;
 pub mod fd;
 #[cfg(feature = "cli")]
 pub mod kvm_page;
@@ -11,6 +13,7 @@ pub mod landlock;
 pub mod loopback;
 pub mod loops;
 pub mod mounts;
+pub mod netns;
 pub mod rlimit;
 pub mod signals;
 pub mod spawn;

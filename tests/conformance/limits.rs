@@ -109,7 +109,7 @@ pub(crate) fn inventory(state: &Path, ids: &[String]) -> Vec<String> {
     }
     found.extend(
         ids.iter()
-            .map(|id| format!("/sys/fs/cgroup/duplex/{id}"))
+            .flat_map(|id| [format!("/sys/fs/cgroup/duplex/{id}"), format!("/sys/fs/cgroup/duplex/{id}.net")])
             .filter(|p| Path::new(p).exists())
             .map(|p| format!("cgroup {p}")),
     );

@@ -7,6 +7,7 @@ mod image;
 mod inside;
 mod life;
 mod limits;
+mod network;
 mod process;
 mod stage;
 
@@ -56,7 +57,12 @@ macro_rules! all_promises {
             inside::further_commands_are_as_the_first,
             inside::a_pause_is_told,
             inside::paused_processes_stop_and_clocks_go_on,
-            inside::processes_are_listed
+            inside::processes_are_listed,
+            network::no_network_is_loopback_only,
+            network::a_network_has_addresses_routes_and_names,
+            network::published_ports_reach_the_command,
+            network::closed_addresses_are_closed,
+            network::neighbours_share_no_port
             $(, $module :: $promise)*
         )
     };
@@ -72,7 +78,7 @@ const FAKE: &[Case] = promises!(fake []:
 );
 
 const CONTAINER: &[Case] = all_promises!(
-    container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
+    container [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("ip"), Need::Program("passt")],
     process::missing_interpreter_is_127,
     process::not_executable_is_126,
     files::devices_of_the_host_stay_closed,
@@ -88,18 +94,18 @@ const CONTAINER: &[Case] = all_promises!(
 // An outside runtime tells of a program that the kernel refuses by the program's own exit code only: no promise of 126,
 // and none of 127 for a missing interpreter.
 const CRUN: &[Case] = all_promises!(
-    crun [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("crun")],
+    crun [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("ip"), Need::Program("passt"), Need::Program("crun")],
     files::devices_of_the_host_stay_closed
 );
 
 const RUNC: &[Case] = all_promises!(
-    runc [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("runc")],
+    runc [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("ip"), Need::Program("passt"), Need::Program("runc")],
     files::devices_of_the_host_stay_closed
 );
 
 // Device nodes that a command makes in a microVM are the guest's own: there are none of the host to close.
 const MICROVM: &[Case] = all_promises!(
-    microvm [Need::Host, Need::Kvm, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs")],
+    microvm [Need::Host, Need::Kvm, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("ip"), Need::Program("passt")],
     process::missing_interpreter_is_127,
     process::not_executable_is_126,
     inside::further_commands_have_their_own_user_and_folder,

@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use duplex::sandbox::{Backend, Exec, Sandbox, SandboxError, Stdio};
-use duplex::spec::{DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, Outcome, ProcessSpec, SandboxId, SandboxSpec};
+use duplex::spec::{
+    DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, NetworkSpec, Outcome, ProcessSpec, SandboxId, SandboxSpec,
+};
 
 use super::image;
 
@@ -78,6 +80,7 @@ impl Stage {
             kernel_log: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            network: NetworkSpec::default(),
         }
     }
 
@@ -93,6 +96,16 @@ impl Stage {
         let mut running = self.create(spec);
         running.sandbox.start().unwrap_or_else(|e| panic!("{}", chain(&e)));
         running
+    }
+
+    /// The words of the error that keeps it from running.
+    pub(crate) fn must_fail(&self, spec: &SandboxSpec) -> String {
+        let (stdio, ..) = streams(false);
+        let error = match self.backend.create(spec, stdio) {
+            Err(error) => error,
+            Ok(mut sandbox) => sandbox.start().expect_err("it starts"),
+        };
+        chain(&error)
     }
 
     /// Runs to the end, without input.

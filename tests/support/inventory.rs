@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Processes, mounts, cgroups, loop devices and files in these folders, a line each.
+/// Processes, network namespaces, mounts, cgroups, loop devices and files in these folders, a line each.
 pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -16,11 +16,18 @@ pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
         let program = words.split(' ').next().unwrap_or("").rsplit('/').next().unwrap_or("").to_owned();
-        let ours = program.starts_with("duplex") || program == "workloads" || program == "virtiofsd";
+        let ours = program.starts_with("duplex")
+            || program == "workloads"
+            || program == "virtiofsd"
+            || program == "passt"
+            || program == "pasta";
         if ours && !words.contains("lab-") {
             found.insert(format!("process {pid} {words}"));
         }
     }
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let namespaces = processes.filter_map(|p| fs::read_link(p.path().join("ns/net")).ok());
+    found.extend(namespaces.map(|namespace| format!("network namespace {}", namespace.display())));
     for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
         found.insert(format!("mount {}", line.split(' ').skip(3).collect::<Vec<_>>().join(" ")));
     }

@@ -11,6 +11,7 @@ mod enter;
 mod host;
 mod inside;
 mod launch;
+mod network;
 mod program;
 mod root;
 mod session;
@@ -58,6 +59,8 @@ fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
     boot::seed_entropy(&start.seed)?;
     boot::set_clock(start.realtime_ns)?;
     boot::set_hostname(&start.hostname)?;
+    network::set_defaults()?;
+    start.network.as_ref().map_or(Ok(()), network::configure)?;
     workload.limit(start.pids)?;
     root::mount_image(&start.root)?;
     match launch::launch(&start, &workload)? {

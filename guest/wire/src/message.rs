@@ -24,7 +24,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Answer, Message, ProcessSpec, Question, Sysctl, Task, TerminalSize, Tmpfs};
+use crate::{Answer, Message, Network, ProcessSpec, Question, Sysctl, Task, TerminalSize, Tmpfs};
 
 /// What the host tells the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +88,8 @@ pub struct Start {
     pub tmpfs: Vec<Tmpfs>,
     /// Kernel parameters.
     pub sysctls: Vec<Sysctl>,
+    /// The network interface, if the machine has one.
+    pub network: Option<Network>,
 }
 
 impl Start {

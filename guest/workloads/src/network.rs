@@ -1,7 +1,7 @@
-//! The sandbox's own loopback.
+//! The sandbox's own loopback, and what is beyond.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -40,6 +40,52 @@ fn serve(listener: &TcpListener, bytes: usize) -> std::io::Result<()> {
         stream.write_all(&message)?;
     }
     Ok(())
+}
+
+/// Sends everything back, to any number of peers, for ever.
+pub(crate) fn serve_port(args: &[String]) -> Answer {
+    let port: u16 = number(args, 0, "PORT")?;
+    let (streams, datagrams) = match bind(Ipv6Addr::UNSPECIFIED.into(), port) {
+        // A kernel without IPv6.
+        Err(_) => bind(Ipv4Addr::UNSPECIFIED.into(), port)?,
+        both => both?,
+    };
+    println!("Serving port {port}");
+    std::thread::spawn(move || {
+        let mut datagram = vec![0; 65_536];
+        while let Ok((count, from)) = datagrams.recv_from(&mut datagram) {
+            let _ = datagrams.send_to(datagram.get(..count).unwrap_or_default(), from);
+        }
+    });
+    for stream in streams.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || {
+            let copied = stream.try_clone().and_then(|mut from| std::io::copy(&mut from, &mut stream));
+            copied.and_then(|_| stream.shutdown(std::net::Shutdown::Write))
+        });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bind(address: IpAddr, port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
+    Ok((TcpListener::bind((address, port))?, UdpSocket::bind((address, port))?))
+}
+
+/// One stream, as fast as it goes. Its end is not waited for: user-mode networks differ in what they make of a half-closed connection.
+pub(crate) fn send(args: &[String]) -> Answer {
+    let address: IpAddr = number(args, 0, "ADDRESS")?;
+    let port: u16 = number(args, 1, "PORT")?;
+    let mebibytes: u64 = number(args, 2, "MIB")?;
+    let mut stream = TcpStream::connect(SocketAddr::new(address, port))?;
+    let piece = vec![0x5a; 1 << 20];
+    let began = Instant::now();
+    for _ in 0..mebibytes {
+        stream.write_all(&piece)?;
+    }
+    drop(stream);
+    println!("Sent {mebibytes} MiB");
+    measured("MiB", mebibytes, began);
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! `duplex run`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::spec::{Cpus, Isolation, MemorySize, Restart};
+use crate::spec::{Cpus, Isolation, MemorySize, NetworkMode, Restart};
 
 /// Run an image as a microVM or as a container
 #[derive(Args, Clone, Debug)]
@@ -104,6 +105,18 @@ pub(crate) struct RunArgs {
     /// How much of it: max-size=SIZE of one file [default: 4m], max-file=N files [default: 3]
     #[arg(long, value_name = "NAME=VALUE")]
     pub log_opt: Vec<String>,
+    /// Network: user (connections by a process of this host's), none, or host (container)
+    #[arg(long, visible_alias = "network", value_name = "KIND", default_value = "user")]
+    pub net: NetworkMode,
+    /// Hand a port of this host on: 8080:80, 127.0.0.1:53:53/udp, 8000-8009:8000-8009
+    #[arg(short, long, value_name = "[ADDR:][HOST:]PORT[/udp]")]
+    pub publish: Vec<String>,
+    /// Ask this name server, not the host's
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Vec<IpAddr>,
+    /// Add a line to /etc/hosts; host-gateway is an address at which this host's own loopback is then open
+    #[arg(long, value_name = "NAME:ADDR")]
+    pub add_host: Vec<String>,
     /// Add a capability, or ALL
     #[arg(long, value_name = "CAP")]
     pub cap_add: Vec<String>,

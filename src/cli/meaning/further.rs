@@ -72,6 +72,7 @@ mod tests {
             read_only: true,
             kernel: None,
             kernel_log: None,
+            network: crate::spec::NetworkSpec::default(),
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
         };

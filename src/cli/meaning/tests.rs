@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES};
+use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetworkSpec, Protocol};
 
 #[derive(Debug, Parser)]
 #[command(disable_help_flag = true)]
@@ -83,6 +83,7 @@ fn plain() -> SandboxSpec {
         kernel_log: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
+        network: NetworkSpec { mode: NetworkMode::User, ..NetworkSpec::default() },
     }
 }
 
@@ -187,9 +188,34 @@ fn nonsense_is_refused_by_name() {
         ("--cpus 9 img", MeaningError::Vcpus(9)),
         ("--pids-limit -7 img", MeaningError::Pids(-7)),
         ("--isolation container --kernel k img", MeaningError::MicroVmOnly("--kernel")),
+        ("--net host img", MeaningError::HostNetwork),
+        ("-p 1-600:1-600 img", MeaningError::Published(600)),
+        ("-p x img", MeaningError::Network(NetworkError::Publish(owned("x")))),
+        ("--add-host x img", MeaningError::Network(NetworkError::Host(owned("x")))),
+        ("--net none -p 80:80 img", MeaningError::NoNetwork { option: "-p", mode: NetworkMode::None }),
+        ("--net none --dns 192.0.2.1 img", MeaningError::NoNetwork { option: "--dns", mode: NetworkMode::None }),
+        (
+            "--isolation container --net host -p 80 img",
+            MeaningError::NoNetwork { option: "-p", mode: NetworkMode::Host },
+        ),
     ] {
         let line = line.replace("--name -", "--name=-");
         assert_eq!(meant_for(&line, &image()), Err(error), "{line}");
     }
     assert!(meant_for("--isolation container --cpus 9 img", &image()).is_ok());
+}
+
+#[test]
+fn networks_follow_docker() {
+    let network = |line: &str| meant(line).network;
+    assert_eq!(network("img").mode, NetworkMode::User);
+    assert_eq!(network("--net none img"), NetworkSpec::default());
+    assert_eq!(network("--isolation container --network host img").mode, NetworkMode::Host);
+    let full = network("-p 8080:80 -p 53:53/udp --dns 192.0.2.1 --add-host db:192.0.2.7 --add-host h:host-gateway img");
+    assert_eq!(
+        full.publish.iter().map(|p| (p.host, p.guest, p.protocol)).collect::<Vec<_>>(),
+        [(8080, 80, Protocol::Tcp), (53, 53, Protocol::Udp)]
+    );
+    assert_eq!((full.dns.len(), full.hosts.len()), (1, 2));
+    assert_eq!(full.hosts[1], ("h".to_owned(), HostAddress::Gateway));
 }

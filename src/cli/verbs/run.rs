@@ -9,7 +9,7 @@ use crate::cli::attached::{self, Left, Wish};
 use crate::cli::fail::{Failure, run_failed};
 use crate::cli::keeping::{self, Word, mention, tell};
 use crate::cli::meaning::{self, ImageDefaults, MeaningError, Surroundings, sandbox};
-use crate::cli::output::print;
+use crate::cli::output::{note, print};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::signals::Proxy;
 use crate::cli::{Context, engine, environment, streams, terminal};
@@ -55,6 +55,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
     let ready = monotonic_ns();
     let definition = definition(args, &image)?;
     if let Place::Lab(reason) = place {
+        if !definition.spec.network.publish.is_empty() {
+            note("published ports are the lab's own: 'duplex lab run -- COMMAND' reaches them, this host does not");
+        }
         return place::go(context, &needs, reason);
     }
     let entry = defined(context, args, definition, true)?;

@@ -72,6 +72,7 @@ fn build(kernel: &Path) -> Result<(), BootError> {
         .unwrap_or_else(|e| complain(&format!("{} ({e})", modules.display())));
     sethostname(b"lab").step("name the host")?;
     steady_addresses()?;
+    open_tun();
     loopback::up().step("bring up the loopback interface")
 }
 
@@ -106,6 +107,12 @@ fn system_mounts() -> Result<(), BootError> {
 /// anew at each start, as no hardware does. The lab is for trying and measuring; it is not a wall.
 fn steady_addresses() -> Result<(), BootError> {
     fs::write("/proc/sys/kernel/randomize_va_space", "0").step("switch address randomisation off")
+}
+
+/// What udev does elsewhere: whoever may make interfaces in its own network namespace may open the node.
+fn open_tun() {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    fs::set_permissions("/dev/net/tun", mode).unwrap_or_else(|e| complain(&format!("/dev/net/tun ({e})")));
 }
 
 /// Puts the kernel's modules where modprobe, and the kernel when it calls it, look for them.

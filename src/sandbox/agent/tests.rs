@@ -15,6 +15,7 @@ fn start() -> Start {
         realtime_ns: 1,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
+        network: None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::monitor::{MachineEnd, Monitor, Reach, pidfd_of};
 use super::outcome::{AgentEnd, Evidence, judge};
 use super::{Cause, MicroVmError};
 use crate::sandbox::agent::{AgentError, Client, Heard};
-use crate::sandbox::etc;
+use crate::sandbox::network::Briefing;
 use crate::spec::{MachineEvent, MachineExit, Moment, Moments, Outcome, SandboxSpec};
 use crate::sys::clock::monotonic_ns;
 
@@ -43,6 +43,7 @@ impl Life {
     pub(super) fn until_started(
         &mut self,
         spec: &SandboxSpec,
+        briefing: &Briefing,
         patience: Duration,
         moments: &Mutex<Moments>,
     ) -> Result<(), MicroVmError> {
@@ -55,7 +56,7 @@ impl Life {
             }
             if self.greeted && !asked {
                 asked = true;
-                self.agent.start(start_message(spec)?)?;
+                self.agent.start(start_message(spec, briefing)?)?;
             }
         }
         Ok(())
@@ -213,7 +214,7 @@ fn note(moments: &Mutex<Moments>, moment: Moment, at_ns: u64) {
 }
 
 /// The agent's orders, with fresh randomness and the time of now.
-fn start_message(spec: &SandboxSpec) -> Result<Start, MicroVmError> {
+fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, MicroVmError> {
     let mut seed = vec![0; SEED];
     let filled = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
     filled.map_err(|e| MicroVmError::Resource(e.into()))?;
@@ -222,12 +223,13 @@ fn start_message(spec: &SandboxSpec) -> Result<Start, MicroVmError> {
         process: spec.process.clone(),
         hostname: spec.hostname.clone(),
         root: Root { disk: "vda".to_owned(), read_only: spec.read_only },
-        hosts: etc::hosts(&spec.hostname),
-        resolv_conf: etc::resolv_conf(),
+        hosts: briefing.files.hosts.clone(),
+        resolv_conf: briefing.files.resolv_conf.clone(),
         pids: spec.limits.pids,
         seed,
         realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         tmpfs: spec.tmpfs.clone(),
         sysctls: spec.sysctls.clone(),
+        network: briefing.guest.clone(),
     })
 }

@@ -12,8 +12,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::MicroVmError;
 use crate::image::RootDisk;
+use crate::net::{MAC, MTU};
 use crate::spec::{
-    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, SandboxSpec, SpecFd, VsockSpec, VsockStream,
+    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, NetBackend, NetDeviceSpec, SandboxSpec,
+    SpecFd, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 
@@ -74,6 +76,7 @@ pub(super) fn build(
     spec: &SandboxSpec,
     installation: &Installation,
     root: &RootDisk,
+    net: Option<UnixStream>,
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
     let (memory_mib, vcpus) = size(&spec.limits)?;
@@ -83,6 +86,9 @@ pub(super) fn build(
     let initramfs = fds.add(open("guest's initial RAM file system", &installation.initramfs)?)?;
     let disk = root_disk(root, &mut fds)?;
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
+
+    let wire = net.map(|wire| fds.add(wire)).transpose()?;
+    let net = wire.map(|wire| NetDeviceSpec { backend: NetBackend::Stream(wire), mac: MAC, mtu: MTU });
 
     let mut streams = Vec::new();
     let agent = fds.add_stream(port::CONTROL, &mut streams)?;
@@ -103,7 +109,7 @@ pub(super) fn build(
         disks: vec![disk],
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
-        net: None,
+        net,
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();

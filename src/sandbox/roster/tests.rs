@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{Isolation, Limits, LogLimits, ProcessSpec, Restart, SandboxSpec};
+use crate::spec::{Isolation, Limits, LogLimits, NetworkSpec, ProcessSpec, Restart, SandboxSpec};
 
 fn definition(number: u8) -> Definition {
     Definition {
@@ -17,6 +17,7 @@ fn definition(number: u8) -> Definition {
             kernel_log: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            network: NetworkSpec::default(),
         },
         labels: [("a".to_owned(), "b".to_owned())].into(),
         remove: false,

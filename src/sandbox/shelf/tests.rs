@@ -18,6 +18,7 @@ fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
         kernel_log: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
+        network: crate::spec::NetworkSpec::default(),
     }
 }
 

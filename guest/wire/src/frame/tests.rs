@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Answer, Capability, Counters, Ending, FailureKind, ProcessEntry, ProcessLimit, ProcessSpec, Question, Root, Start,
-    Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
+    Answer, Capability, Counters, Ending, FailureKind, Network, ProcessEntry, ProcessLimit, ProcessSpec, Question,
+    Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -38,6 +38,11 @@ fn start() -> ToGuest {
         realtime_ns: 1 << 40,
         tmpfs: vec![Tmpfs { path: "/t".into(), options: "o".into(), exec: true, ..Tmpfs::default() }],
         sysctls: vec![Sysctl { name: "n".into(), value: "v".into() }],
+        network: Some(Network {
+            interface: "e".into(),
+            addresses: vec![([10, 0, 2, 15].into(), 24)],
+            gateways: vec!["fe80::2".parse().unwrap()],
+        }),
     }))
 }
 
@@ -48,7 +53,7 @@ fn version_2_is_frozen() {
         (
             start(),
             concat!(
-                "4900000002000000",
+                "6500000002000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -67,7 +72,10 @@ fn version_2_is_frozen() {
                 "03070707",
                 "808080808020",
                 "01022f74016f01000000",
-                "01016e0176"
+                "01016e0176",
+                "010165",
+                "01000a00020f18",
+                "0101fe800000000000000000000000000002"
             ),
         ),
         (ToGuest::Signal(15), "0200000002000000010f"),

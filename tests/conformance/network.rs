@@ -1,0 +1,124 @@
+//! What a command reaches of the world, and what of the world reaches it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use duplex::spec::{HostAddress, NetworkMode, NetworkSpec, Protocol, Publish, SandboxSpec};
+
+use super::limits::inventory;
+use super::stage::Stage;
+use crate::neighbour::{Address, ask_tcp, free_port, names, says};
+use crate::runner::Verdict;
+
+fn user(stage: &Stage, script: &str) -> SandboxSpec {
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    spec.network.mode = NetworkMode::User;
+    spec
+}
+
+pub(crate) fn no_network_is_loopback_only(stage: &Stage) -> Verdict {
+    let text = stage.shell("ls /sys/class/net; cat /proc/net/route | wc -l; cat /etc/resolv.conf").good();
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["lo", "1", "# This sandbox has no network."]);
+    Ok(())
+}
+
+pub(crate) fn a_network_has_addresses_routes_and_names(stage: &Stage) -> Verdict {
+    let beyond = Address::of([198, 18]);
+    names(beyond.0, Ipv4Addr::new(192, 0, 2, 99));
+    let port = says(beyond.0, "from beyond\n");
+    let script = format!(
+        "ls /sys/class/net; cat /sys/class/net/eth0/mtu; ifconfig eth0 | grep -o 'inet addr:[0-9.]*'; grep -c '^eth0.00000000' /proc/net/route
+        grep -w box /etc/hosts; tail -n 2 /etc/hosts; cat /etc/resolv.conf
+        nslookup db.example.org | grep -A1 db.example.org | grep -o '[0-9.]*$'
+        (printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 3) | nc -w 20 {} {port} | tail -n 1; id -u",
+        beyond.0
+    );
+    let mut spec = user(stage, &script);
+    spec.network.dns = vec![beyond.0.into()];
+    spec.network.hosts = vec![
+        ("db".into(), HostAddress::Ip([192, 0, 2, 7].into())),
+        ("six".into(), HostAddress::Ip("2001:db8::6".parse().unwrap())),
+    ];
+    let text = stage.run(&spec).good();
+    let server = format!("nameserver {}", beyond.0);
+    let expected = [
+        "eth0",
+        "lo",
+        "32768",
+        "inet addr:10.0.2.15",
+        "1",
+        "10.0.2.15\tbox",
+        "192.0.2.7\tdb",
+        "2001:db8::6\tsix",
+        &server,
+        "192.0.2.99",
+        "from beyond",
+        "0",
+    ];
+    assert_eq!(text.lines().filter(|l| !l.starts_with("search ")).collect::<Vec<_>>(), expected);
+    Ok(())
+}
+
+/// A server of the image's own, as the user that may bind no low port elsewhere, on every published port of a range.
+pub(crate) fn published_ports_reach_the_command(stage: &Stage) -> Verdict {
+    let script = "printf '#!/bin/sh\nread a; read b; echo HTTP/1.0 200 OK; echo; echo \"<p>served</p>\"' > /tmp/page; chmod 755 /tmp/page; nc -ll -p 80 -e /tmp/page & nc -ll -p 81 -e /tmp/page & sleep 1; echo ready; sleep 600";
+    let mut spec = user(stage, script);
+    spec.process.user = "ann".into();
+    let ports = [free_port(), free_port()];
+    let publish =
+        |host, guest| Publish { address: Some(Ipv4Addr::LOCALHOST.into()), host, guest, protocol: Protocol::Tcp };
+    spec.network.publish = vec![publish(ports[0], 80), publish(ports[1], 81)];
+    let mut running = stage.start(&spec);
+    running.stdout.until("ready");
+    for port in ports {
+        let page = ask_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "GET / HTTP/1.0\r\n\r\n");
+        assert!(page.contains("200 OK") && page.contains("<p>served</p>"), "{page}");
+    }
+    running.sandbox.remote().signal(9).unwrap();
+    running.finish();
+    let left = inventory(stage.state.path(), &[spec.id.to_string()]);
+    assert!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+/// The host's loopback behind the gateway, and a link-local address that the host itself has, as clouds have their metadata.
+pub(crate) fn closed_addresses_are_closed(stage: &Stage) -> Verdict {
+    let (metadata, beyond) = (Address::of([169, 254]), Address::of([198, 18]));
+    let targets = [
+        ("gateway", Ipv4Addr::new(10, 0, 2, 2), says(Ipv4Addr::LOCALHOST, "leaked\n")),
+        ("link-local", metadata.0, says(metadata.0, "leaked\n")),
+        ("open", beyond.0, says(beyond.0, "reached\n")),
+    ];
+    let script: String = targets
+        .iter()
+        .map(|(name, address, port)| {
+            format!("echo {name}: $( (printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 3) | nc -w 10 {address} {port} 2>/dev/null | tail -n 1)\n")
+        })
+        .collect();
+    assert_eq!(stage.run(&user(stage, &script)).good(), "gateway:\nlink-local:\nopen: reached\n");
+    let mut spec = user(stage, &script);
+    spec.network.hosts = vec![("host".into(), HostAddress::Gateway)];
+    let text = stage.run(&spec).good();
+    assert_eq!(text, "gateway: leaked\nlink-local:\nopen: reached\n", "the loopback alone was opened, by its name");
+    Ok(())
+}
+
+pub(crate) fn neighbours_share_no_port(stage: &Stage) -> Verdict {
+    let publish =
+        Publish { address: Some(Ipv4Addr::LOCALHOST.into()), host: free_port(), guest: 80, protocol: Protocol::Tcp };
+    let network = NetworkSpec { mode: NetworkMode::User, publish: vec![publish], ..NetworkSpec::default() };
+    let mut first = stage.spec(&["sleep", "600"]);
+    first.network = network.clone();
+    let running = stage.start(&first);
+    let mut second = stage.spec(&["true"]);
+    second.network = network;
+    let (words, id) = (stage.must_fail(&second), second.id.to_string());
+    assert!(words.contains(&format!("127.0.0.1:{}/tcp", publish.host)) && words.contains("taken"), "{words}");
+    assert!(
+        inventory(stage.state.path(), &[id]).iter().all(|l| l.contains(first.id.as_str())),
+        "the failed one left something"
+    );
+    running.sandbox.remote().signal(9).unwrap();
+    running.finish();
+    stage.run(&SandboxSpec { process: second.process.clone(), ..first }).good();
+    Ok(())
+}
