@@ -15,6 +15,7 @@
 //! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
 //! | [`image`] | references, registry, store, layers, EROFS, archives |
 //! | [`net`] | user-mode networks on the host's side: passt and pasta, ports, name servers |
+//! | [`volume`] | named volumes: disks that outlive sandboxes |
 //! | [`sandbox`] | the trait over both engines, and what survives on disk |
 //! | [`keeper`] | the owner of one sandbox from its start to its last end, and who talks to it |
 //! | [`compare`] | both isolations, one workload, numbers |
@@ -46,3 +47,5 @@ pub mod lab;
 pub mod net;
 #[cfg(feature = "cli")]
 pub mod sandbox;
+#[cfg(feature = "cli")]
+pub mod volume;

@@ -49,6 +49,8 @@ mod real_input;
 mod registry;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
+#[path = "host/volumes.rs"]
+mod volumes;
 
 /// The modules' cases. A new module adds its line here.
 const ALL: &[&[runner::Case]] = &[
@@ -64,6 +66,7 @@ const ALL: &[&[runner::Case]] = &[
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,
+    volumes::CASES,
 ];
 
 fn main() -> std::process::ExitCode {

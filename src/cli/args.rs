@@ -7,6 +7,7 @@ mod image;
 mod inside;
 mod life;
 mod run;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,9 @@ pub(super) use life::{
     AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, WaitArgs,
 };
 pub(super) use run::{PullPolicy, RunArgs};
+pub(super) use volume::{
+    VolumeArgs, VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
+};
 
 /// Runs any OCI image as a microVM or as a container, and measures the difference.
 #[derive(Clone, Debug, Parser)]
@@ -85,6 +89,8 @@ pub(super) enum Verb {
     Rename(RenameArgs),
     /// Remove all sandboxes that have ended
     Prune(PruneArgs),
+    /// Disks that outlive sandboxes
+    Volume(VolumeArgs),
     /// Run one image both ways, taking turns, and measure what the difference costs
     Compare(Box<CompareArgs>),
     /// Fetch an image from a registry

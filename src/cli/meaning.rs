@@ -4,6 +4,7 @@ mod capabilities;
 mod command;
 mod definition;
 mod further;
+mod mounts;
 mod network;
 mod resources;
 mod signal;
@@ -21,8 +22,11 @@ pub(super) use capabilities::capabilities;
 pub(super) use command::{Variables, command, environment};
 pub(super) use definition::{LifeError, definition};
 pub(super) use further::further;
+pub(super) use mounts::host_paths;
 pub(super) use resources::ResourceError;
 pub(super) use signal::signal;
+
+use mounts::MountsError;
 
 /// Docker's least memory limit.
 const LEAST_MEMORY: MemorySize = MemorySize(6 * MIB);
@@ -46,6 +50,8 @@ pub(super) struct ImageDefaults {
     pub stop_signal: Option<String>,
     /// `Labels`.
     pub labels: BTreeMap<String, String>,
+    /// `Volumes`.
+    pub volumes: Vec<String>,
 }
 
 /// What the meaning of a command line depends on beside its words.
@@ -129,6 +135,9 @@ pub(super) enum MeaningError {
     /// About limits, file systems in memory and kernel parameters.
     #[error(transparent)]
     Resource(#[from] ResourceError),
+    /// About its mounts.
+    #[error(transparent)]
+    Mounts(#[from] MountsError),
     /// About the sandbox's life.
     #[error(transparent)]
     Life(#[from] LifeError),
@@ -161,6 +170,8 @@ pub(super) fn sandbox(
     if !cwd.starts_with('/') {
         return Err(MeaningError::Workdir(cwd));
     }
+    let mut tmpfs = tmpfs(args)?;
+    let mounts = mounts::mounts(args, &image.volumes, &around.id, &mut tmpfs)?;
     Ok(SandboxSpec {
         id: around.id.clone(),
         name: args.name.clone(),
@@ -184,9 +195,10 @@ pub(super) fn sandbox(
         read_only: args.read_only,
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
-        tmpfs: tmpfs(args)?,
+        tmpfs,
         sysctls: args.sysctl.iter().map(|text| resources::sysctl(text)).collect::<Result<_, _>>()?,
         network: network::network(args)?,
+        mounts,
     })
 }
 

@@ -115,6 +115,7 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
         Verb::Rm(args) => verbs::rm::rm(&context, args),
         Verb::Rename(args) => verbs::rm::rename(&context, args),
         Verb::Prune(args) => verbs::rm::prune(&context, args),
+        Verb::Volume(args) => verbs::volume::volume(&context, args),
         Verb::Compare(args) => verbs::compare::compare(&context, args),
         Verb::Pull(args) => verbs::pull::pull(&context, args),
         Verb::Load(args) => verbs::load::load(&context, args),

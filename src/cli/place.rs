@@ -11,6 +11,7 @@ use super::Context;
 use super::args::{CompareArgs, RunArgs};
 use super::environment;
 use super::fail::{Code, Failure};
+use super::meaning::host_paths;
 use super::output::note;
 use crate::compare::Arm;
 use crate::doctor::{self, KvmFinding};
@@ -35,14 +36,14 @@ impl Needs {
     /// Of `run`.
     pub(crate) fn of_run(args: &RunArgs) -> Self {
         let files = [&args.kernel, &args.kernel_log, &args.trace, &args.cidfile].into_iter().flatten();
-        let files = files.chain(&args.env_file).chain(&args.label_file);
+        let files = files.chain(&args.env_file).chain(&args.label_file).cloned().chain(host_paths(args));
         Self {
             kvm: args.isolation == Isolation::MicroVm,
             cgroups: true,
             code: Code::Duplex,
             stdin: args.interactive && !args.detach,
             terminal: args.tty && !args.detach,
-            files: files.cloned().collect(),
+            files: files.collect(),
         }
     }
 

@@ -17,6 +17,7 @@ use super::bundle;
 use super::execute::Refusal;
 use super::external::{self, External, ExternalError};
 use super::inside::{Inside, InsideError};
+use super::mounts::{self, MountError};
 use super::orders::{NetworkSource, Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::rootfs::{self, RootfsError};
 use crate::spec::TerminalSize;
@@ -51,6 +52,8 @@ pub(super) enum ChildError {
     Rootfs(#[source] RootfsError),
     #[error("The root file system cannot be prepared")]
     Inside(#[from] InsideError),
+    #[error(transparent)]
+    Mounts(#[from] MountError),
     #[error("Cannot make the OCI bundle")]
     Bundle(#[source] io::Error),
     #[error(transparent)]
@@ -96,7 +99,7 @@ pub(super) fn take_control() -> Result<OwnedFd, ChildError> {
 
 fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     let (orders, descriptors) = receive_orders(&**control).map_err(ChildError::Orders)?;
-    let Descriptors { stdio, network, pieces } = sort_descriptors(&orders, descriptors)?;
+    let Descriptors { stdio, network, sources, pieces } = sort_descriptors(&orders, descriptors)?;
     let (namespace, helper) = network.map_or((None, None), |(namespace, helper)| (Some(namespace), Some(helper)));
     enter_namespaces(&orders, namespace.as_ref())?;
     drop(namespace);
@@ -104,7 +107,7 @@ fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     end_with_keeper(control, helper);
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
-    let environment = match prepare(&orders, &pieces)? {
+    let environment = match prepare(&orders, sources, &pieces)? {
         Ok(environment) => environment,
         Err(refusal) => return refuse(refusal),
     };
@@ -151,6 +154,9 @@ struct Descriptors {
     stdio: [OwnedFd; 3],
     /// The network namespace and the process that serves it.
     network: Option<(OwnedFd, OwnedFd)>,
+    /// What is mounted beside the image.
+    sources: Vec<OwnedFd>,
+    /// The image.
     pieces: Vec<OwnedFd>,
 }
 
@@ -160,8 +166,12 @@ fn sort_descriptors(orders: &Orders, descriptors: Vec<OwnedFd>) -> Result<Descri
     let mut next = || descriptors.next().ok_or(ChildError::Descriptors(count));
     let stdio = [next()?, next()?, next()?];
     let network = if orders.network == NetworkSource::Given { Some((next()?, next()?)) } else { None };
+    let sources = (0..mounts::descriptors(&orders.spec)).map(|_| next()).collect::<Result<_, _>>()?;
     let pieces: Vec<OwnedFd> = descriptors.collect();
-    if pieces.is_empty() { Err(ChildError::Descriptors(count)) } else { Ok(Descriptors { stdio, network, pieces }) }
+    if pieces.is_empty() {
+        return Err(ChildError::Descriptors(count));
+    }
+    Ok(Descriptors { stdio, network, sources, pieces })
 }
 
 /// Our own mount namespace, so that a crash leaves no mounts, and the network namespace, which the container shares.
@@ -224,7 +234,11 @@ fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
 }
 
 /// Mounts the root, puts into it what every container finds there, and writes the bundle. Returns the command's environment.
-fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Result<Vec<String>, Refusal>, ChildError> {
+fn prepare(
+    orders: &Orders,
+    sources: Vec<OwnedFd>,
+    pieces: &[OwnedFd],
+) -> Result<Result<Vec<String>, Refusal>, ChildError> {
     let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
     let inside = Inside::open(&root)?;
     for name in ["dev", "proc", "sys"] {
@@ -234,6 +248,7 @@ fn prepare(orders: &Orders, pieces: &[OwnedFd]) -> Result<Result<Vec<String>, Re
     for (name, content) in [("hosts", &orders.hosts), ("resolv.conf", &orders.resolv_conf), ("hostname", &hostname)] {
         inside.replace_file("/etc", name, content)?;
     }
+    mounts::mount(orders, sources, &inside)?;
     let process = &orders.spec.process;
     inside.make_folders(process.cwd.as_ref())?;
     let identity = match identify(&inside, &process.user)? {

@@ -18,6 +18,7 @@
 pub mod child;
 pub mod enter;
 pub mod launch;
+mod mounts;
 pub mod orders;
 
 mod builtin;

@@ -23,8 +23,8 @@ const DESCRIPTORS: usize = 253;
 /// Longest packet in bytes.
 const PACKET: usize = 64 << 10;
 
-/// Everything that container-init is told. With it come, in this order: the command's stdin, stdout and stderr, then the pieces of the
-/// root disk.
+/// Everything that container-init is told. With it come, in this order: the command's stdin, stdout and stderr, the network where
+/// [`NetworkSource::Given`] says so, what is mounted beside the image (`mounts::descriptors`), and the pieces of the root disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {
     /// The sandbox.

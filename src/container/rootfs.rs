@@ -72,7 +72,7 @@ pub(super) fn mount(folder: &Path, pieces: &[OwnedFd], scratch_bytes: Option<u64
 fn mount_image(pieces: &[OwnedFd]) -> Result<OwnedFd, RootfsError> {
     match mount_erofs(pieces) {
         Err(RootfsError::Image { source, .. }) if source.raw_os_error() == Some(libc::ENOTBLK) => {
-            let devices = pieces.iter().map(|piece| loops::attach(piece.as_fd()).map(OwnedFd::from));
+            let devices = pieces.iter().map(|piece| loops::attach(piece.as_fd(), true).map(OwnedFd::from));
             let devices: Vec<OwnedFd> = devices.collect::<io::Result<_>>().map_err(RootfsError::Loop)?;
             mount_erofs(&devices)
         }
@@ -135,11 +135,11 @@ fn harmless() -> MountAttrFlags {
 }
 
 /// A descriptor as a path: mount options are short (256 bytes) and paths may not be, and what is open cannot be exchanged.
-fn by_number(fd: &OwnedFd) -> String {
+pub(super) fn by_number(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn attach(mount: impl AsFd, what: &'static str, path: &Path) -> Result<(), RootfsError> {
+pub(super) fn attach(mount: impl AsFd, what: &'static str, path: &Path) -> Result<(), RootfsError> {
     let attached = move_mount(mount.as_fd(), "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
     attached.map_err(|e| RootfsError::Mount { what, path: path.to_owned(), source: e.into() })
 }

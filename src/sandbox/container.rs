@@ -23,11 +23,13 @@ use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
 use crate::container::orders::{NetworkSource, Orders};
 use crate::net::{NetError, PASTA};
 use crate::spec::{
-    Exit, Installation, Isolation, Moment, Moments, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
+    Exit, Installation, Isolation, Moment, Moments, MountSource, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
 };
 use crate::spec::{TerminalSize, Usage};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::mounts::tree_view;
 use crate::sys::netns::OwnedNamespace;
+use crate::volume::{VolumeError, Volumes};
 
 /// Most pieces of a root disk: what one packet carries beside the rest.
 const PIECES: usize = 240;
@@ -39,6 +41,7 @@ const SIGKILL: u8 = 9;
 pub struct ContainerBackend {
     duplex: PathBuf,
     state: PathBuf,
+    store: PathBuf,
     images: Arc<dyn Images>,
     runtime: Option<PathBuf>,
 }
@@ -56,6 +59,16 @@ enum ContainerError {
     },
     #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
     Pieces(usize),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("bind source path does not exist: {0}")]
+    NoSource(PathBuf),
+    #[error("Cannot mount {path} of the host")]
+    Bind {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Shelf(#[from] ShelfError),
     #[error(transparent)]
@@ -88,7 +101,7 @@ impl ContainerBackend {
     /// Containers by the built-in runtime.
     pub fn new(installation: &Installation, images: Arc<dyn Images>) -> Self {
         let (duplex, state) = (installation.duplex.clone(), installation.state.clone());
-        Self { duplex, state, images, runtime: None }
+        Self { duplex, state, store: installation.store.clone(), images, runtime: None }
     }
 
     /// Containers by this OCI runtime program (crun, runc ...) instead, over the same bundle.
@@ -98,7 +111,8 @@ impl ContainerBackend {
     }
 
     fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
-        let pieces = self.open_pieces(spec)?;
+        let mut descriptors = self.open_mounts(spec)?;
+        descriptors.extend(self.open_pieces(spec)?);
         let (briefing, mut network) = network::plan(spec, PASTA)?;
         let mut moments = Moments::default();
         moments.note(Moment::ImageReady, monotonic_ns());
@@ -133,7 +147,7 @@ impl ContainerBackend {
             commands: Arc::default(),
             turn: Mutex::new(()),
         });
-        let creation = launch::create(&self.duplex, &orders, streams, given, pieces)?;
+        let creation = launch::create(&self.duplex, &orders, streams, given, descriptors)?;
         let mut sandbox = ContainerSandbox {
             life: Life::Ended(Outcome { exit: Exit::SandboxFailed, oom: false, reason: None }),
             relay: None,
@@ -155,9 +169,29 @@ impl ContainerBackend {
         Ok(sandbox)
     }
 
+    /// What is mounted beside the image and is the host's: disks of volumes and views of folders, each opened once and here.
+    fn open_mounts(&self, spec: &SandboxSpec) -> Result<Vec<OwnedFd>, ContainerError> {
+        let mut opened = Vec::new();
+        for mount in &spec.mounts {
+            match &mount.source {
+                MountSource::Volume { name, .. } => {
+                    opened.push(Volumes::of(&self.store).attach(name, mount.read_only, &spec.id)?.disk.into());
+                }
+                MountSource::Bind { path } => {
+                    let view = tree_view(path, mount.read_only);
+                    opened.push(view.map_err(|source| match source.kind() {
+                        io::ErrorKind::NotFound => ContainerError::NoSource(path.clone()),
+                        _ => ContainerError::Bind { path: path.clone(), source },
+                    })?);
+                }
+            }
+        }
+        Ok(opened)
+    }
+
     fn open_pieces(&self, spec: &SandboxSpec) -> Result<Vec<OwnedFd>, ContainerError> {
         let disk = self.images.root_disk(&spec.image).map_err(ContainerError::Image)?;
-        if disk.pieces.len() > PIECES {
+        if disk.pieces.len() + spec.mounts.len() > PIECES {
             return Err(ContainerError::Pieces(disk.pieces.len()));
         }
         let open = |path: &Path| File::open(path).map(OwnedFd::from);

@@ -17,6 +17,7 @@ mod inside;
 mod life;
 mod machine;
 mod monitor;
+mod mounts;
 mod outcome;
 mod streams;
 
@@ -47,6 +48,7 @@ use crate::spec::{
     Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
     TerminalSize, Usage,
 };
+use crate::volume::VolumeError;
 
 /// Host memory that a monitor may use above its guest's, in bytes: a bound against faults, far above what it needs.
 const MONITOR_MEMORY: u64 = 64 * MIB;
@@ -143,6 +145,15 @@ pub enum MicroVmError {
     /// The wire to the agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// More than a machine has places for.
+    #[error("A microVM has at most {most} volumes, not {0}", most = mounts::MOST_VOLUMES)]
+    Volumes(usize),
+    /// Not yet possible.
+    #[error("A microVM cannot share {0} of the host: use a volume (-v NAME:{1}), or run it with --isolation container")]
+    Bind(PathBuf, String),
     /// Called twice.
     #[error("It has been started before")]
     Started,
@@ -209,7 +220,9 @@ impl MicroVmBackend {
         let (briefing, network) = network::plan(spec, PASST)?;
         let wire = network.is_some().then(net::wire).transpose()?;
         let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
-        let (machine, ends) = machine::build(spec, &self.installation, &root, ours)?;
+        let volumes = mounts::attach(&self.installation, spec)?;
+        let (machine, ends) = machine::build(spec, &self.installation, &root, ours, &volumes)?;
+        drop(volumes);
         let monitor = self.installation.monitor.clone();
         let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
         let Ends { control, agent, stdin, stdout, stderr } = ends;

@@ -14,6 +14,7 @@
 
 mod names;
 mod stored;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,6 +29,7 @@ use super::names::Names;
 use super::shelf::{Shelf, ShelfError};
 use crate::spec::{Definition, Digest, Exit, Outcome, SandboxId, Standing, Status};
 use crate::sys::clock::realtime_ns;
+use crate::volume::VolumeError;
 
 /// How long another command may hold an entry's lock for a change.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -96,6 +98,9 @@ pub enum RosterError {
     /// A name is bad or taken, or the shelf cannot be read.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    /// A volume of a sandbox that goes.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Nothing has this name or id.
     #[error("No such sandbox: {0}")]
     Unknown(String),
@@ -354,6 +359,9 @@ impl Roster {
         };
         if definition.remove || standing.status == Status::Removing {
             self.remove_name(&standing.name, id)?;
+            if definition.remove {
+                volumes::remove_anonymous(&definition)?;
+            }
             return self.remove_folder(id, path);
         }
         if standing.status.is_live() {
@@ -479,7 +487,19 @@ impl Entry {
             self.save()?;
         }
         self.names.drop(&self.standing.name, &self.definition.spec.id)?;
-        remove_all(&self.path)
+        let volumes = if self.definition.remove { volumes::remove_anonymous(&self.definition) } else { Ok(()) };
+        remove_all(&self.path)?;
+        Ok(volumes?)
+    }
+
+    /// The same, and the volumes that were made for it with it.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    pub fn remove_with_volumes(mut self) -> Result<(), RosterError> {
+        self.definition.remove = false;
+        volumes::remove_anonymous(&self.definition)?;
+        self.remove()
     }
 
     /// The lock, for the process that takes over. The sandbox stays held as long as either has it.

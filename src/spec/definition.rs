@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub struct Definition {
     /// How much of its output is kept.
     #[serde(default)]
     pub log: LogLimits,
+    /// Root of the store that its volumes are in; `None` if it has none.
+    #[serde(default)]
+    pub store: Option<PathBuf>,
     /// When it was defined: nanoseconds since 1970.
     pub created_at_ns: u64,
 }

@@ -5,6 +5,7 @@ mod digest;
 mod id;
 mod limits;
 mod machine;
+mod mounts;
 mod network;
 mod process;
 mod sandbox;
@@ -19,6 +20,7 @@ pub use machine::{
     DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
+pub use mounts::{MountSource, MountSpec};
 pub use network::{HostAddress, MOST_PUBLISHED, NetworkError, NetworkMode, NetworkSpec, Protocol, Publish};
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};

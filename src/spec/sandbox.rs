@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Limits, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
+use super::{Digest, Limits, MountSpec, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
 
 /// Which kind of walls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct SandboxSpec {
     /// Its network.
     #[serde(default)]
     pub network: NetworkSpec,
+    /// What is mounted beside the image, those above before those below.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
 }
 
 /// Where the parts of Duplex and its data are on this host.

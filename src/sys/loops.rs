@@ -8,8 +8,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 const GET_FREE: libc::c_ulong = 0x4c82;
 /// `LOOP_CONFIGURE`.
 const CONFIGURE: libc::c_ulong = 0x4c0a;
-/// `LO_FLAGS_READ_ONLY` and `LO_FLAGS_AUTOCLEAR`.
-const READ_ONLY_AUTOCLEAR: u32 = 1 | 4;
+/// `LO_FLAGS_READ_ONLY`.
+const READ_ONLY: u32 = 1;
+/// `LO_FLAGS_AUTOCLEAR`.
+const AUTOCLEAR: u32 = 4;
 
 /// How often another process may take the free device before us.
 const TRIES: u32 = 64;
@@ -41,11 +43,12 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-/// Makes a read-only loop device of this file. It goes by itself when the returned descriptor is closed and nothing is mounted from it.
+/// Makes a loop device of this file, which must be open for writing unless the device is `read_only`. It goes by itself when the returned
+/// descriptor is closed and nothing is mounted from it; until then it keeps the open file, and a lock on that.
 ///
 /// # Errors
 /// `ENOENT` without `/dev/loop-control` (module `loop`), `EPERM` and `EACCES` without CAP_SYS_ADMIN.
-pub fn attach(file: BorrowedFd<'_>) -> io::Result<File> {
+pub fn attach(file: BorrowedFd<'_>, read_only: bool) -> io::Result<File> {
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     let mut last = io::Error::from_raw_os_error(libc::EBUSY);
     for _ in 0..TRIES {
@@ -54,8 +57,8 @@ pub fn attach(file: BorrowedFd<'_>) -> io::Result<File> {
         if number < 0 {
             return Err(io::Error::last_os_error());
         }
-        let device = File::open(format!("/dev/loop{number}"))?;
-        match configure(&device, file) {
+        let device = File::options().read(true).write(!read_only).open(format!("/dev/loop{number}"))?;
+        match configure(&device, file, read_only) {
             Ok(()) => return Ok(device),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => last = e,
             Err(e) => return Err(e),
@@ -64,7 +67,7 @@ pub fn attach(file: BorrowedFd<'_>) -> io::Result<File> {
     Err(last)
 }
 
-fn configure(device: &File, file: BorrowedFd<'_>) -> io::Result<()> {
+fn configure(device: &File, file: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     let info = LoopInfo {
         device: 0,
         inode: 0,
@@ -74,7 +77,7 @@ fn configure(device: &File, file: BorrowedFd<'_>) -> io::Result<()> {
         number: 0,
         encrypt_type: 0,
         encrypt_key_size: 0,
-        flags: READ_ONLY_AUTOCLEAR,
+        flags: AUTOCLEAR | if read_only { READ_ONLY } else { 0 },
         file_name: [0; 64],
         crypt_name: [0; 64],
         encrypt_key: [0; 32],

@@ -27,16 +27,33 @@ pub fn read_only_view(path: &Path) -> io::Result<OwnedFd> {
     Ok(view)
 }
 
+/// What is at this path and below it, on mounts of their own that are attached nowhere: who attaches them sees it elsewhere, and whatever
+/// happens to the path afterwards does not matter. Mounts made later on either side stay there.
+///
+/// # Errors
+/// `ENOENT`, or as [`read_only_view`].
+pub fn tree_view(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let view = open_tree(rustix::fs::CWD, path, flags)?;
+    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attr = MountAttr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set(&view, &attr, libc::AT_RECURSIVE)?;
+    Ok(view)
+}
+
 fn set_read_only(mount: impl AsFd) -> io::Result<()> {
-    let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    set(mount, &MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 }, 0)
+}
+
+fn set(mount: impl AsFd, attr: &MountAttr, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: the path is an empty C string, the structure has the size that is passed, and both outlive the call.
     let failed = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attr,
+            libc::AT_EMPTY_PATH | flags,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };

@@ -81,6 +81,7 @@ impl Stage {
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
             network: NetworkSpec::default(),
+            mounts: Vec::new(),
         }
     }
 

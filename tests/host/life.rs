@@ -58,6 +58,16 @@ impl Place {
         Self { before, ..place }
     }
 
+    /// Counts anew what is there before anything is tried.
+    pub(crate) fn count(&mut self) {
+        self.before = inventory(&[self.folder.path()]);
+    }
+
+    /// The case's own folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn duplex(&self, words: &[&str]) -> Command {
         let mut command = Command::new(root().join("target/duplex/duplex"));
         command
@@ -122,7 +132,7 @@ impl Place {
     }
 }
 
-fn words(output: &Output) -> String {
+pub(crate) fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

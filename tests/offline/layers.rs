@@ -11,13 +11,14 @@ const TABLE: &[(&str, &[&str])] = &[
     ("vmm", &[]),
     ("container", &[]),
     ("image", &[]),
+    ("volume", &[]),
     ("doctor", &[]),
     ("lab", &["doctor"]),
     ("net", &[]),
-    ("sandbox", &["vmm", "container", "image", "net"]),
+    ("sandbox", &["vmm", "container", "image", "volume", "net"]),
     ("keeper", &["sandbox"]),
     ("compare", &["sandbox", "doctor"]),
-    ("cli", &["compare", "keeper", "sandbox", "image", "lab", "doctor", "container"]),
+    ("cli", &["compare", "keeper", "sandbox", "image", "volume", "lab", "doctor", "container"]),
 ];
 
 /// Crates that only these modules may name.

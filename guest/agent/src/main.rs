@@ -11,6 +11,7 @@ mod enter;
 mod host;
 mod inside;
 mod launch;
+mod mounts;
 mod network;
 mod program;
 mod root;
@@ -63,10 +64,14 @@ fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
     start.network.as_ref().map_or(Ok(()), network::configure)?;
     workload.limit(start.pids)?;
     root::mount_image(&start.root)?;
+    let volumes = mounts::mount(&start.mounts)?;
     match launch::launch(&start, &workload)? {
         launch::Launched::Running(command) => {
             host.tell(&ToHost::Started)?;
             let ending = supervise::to_the_end(command, host)?;
+            if let Err(trouble) = volumes.close() {
+                host.tell(&ToHost::Log { text: trouble.chain() })?;
+            }
             host.tell(&ToHost::Exited { ending, oom: workload.had_oom_kill()? })
         }
         launch::Launched::Failed { kind, text } => host.tell(&ToHost::StartFailed { kind, text }),

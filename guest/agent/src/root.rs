@@ -1,10 +1,11 @@
 //! The command's root file system: the image as EROFS, a layer of memory over it.
 
 use duplex_wire::Root;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 
-use crate::boot;
 use crate::trouble::{Doing, Trouble};
+use crate::{boot, mounts};
 
 /// The image, read-only.
 const IMAGE: &str = "/image";
@@ -13,7 +14,7 @@ const IMAGE: &str = "/image";
 const MEMORY: &str = "/memory";
 
 /// The overlay of both.
-const ROOT: &str = "/root";
+pub(crate) const ROOT: &str = "/root";
 
 /// Mounts image and overlay. A read-only root has the layer of memory too, for mount points that the image lacks: it is closed once
 /// they are there.
@@ -38,8 +39,12 @@ pub(crate) fn mount_image(root: &Root) -> Result<(), Trouble> {
 /// as `..` of the moved mount is the moved mount.
 pub(crate) fn enter() -> Result<(), Trouble> {
     rustix::process::chdir(ROOT).doing(|| format!("enter {ROOT}"))?;
-    for own in boot::OWN_MOUNTS.iter().chain(&[MEMORY, IMAGE]) {
-        unmount(*own, UnmountFlags::DETACH).doing(|| format!("detach {own}"))?;
+    for own in boot::OWN_MOUNTS.iter().chain(&[MEMORY, IMAGE, mounts::HOME]) {
+        match unmount(*own, UnmountFlags::DETACH) {
+            // Without volumes there is no place for them.
+            Err(Errno::INVAL | Errno::NOENT) if *own == mounts::HOME => {}
+            other => other.doing(|| format!("detach {own}"))?,
+        }
     }
     mount_move(".", "/").doing(|| "move the root into its place".into())?;
     rustix::process::chroot(".").doing(|| "change the root".into())?;

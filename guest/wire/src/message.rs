@@ -90,6 +90,8 @@ pub struct Start {
     pub sysctls: Vec<Sysctl>,
     /// The network interface, if the machine has one.
     pub network: Option<Network>,
+    /// Volumes, in the order in which they are mounted.
+    pub mounts: Vec<Mount>,
 }
 
 impl Start {
@@ -104,6 +106,19 @@ pub struct Root {
     pub disk: String,
     /// Writes are refused; otherwise they go to memory.
     pub read_only: bool,
+}
+
+/// A volume in the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where: an absolute path.
+    pub target: String,
+    /// Name of its block device, such as `vdb`.
+    pub disk: String,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// While it is empty it is filled with what the image has at the target.
+    pub copy: bool,
 }
 
 /// What the agent tells the host.

@@ -136,6 +136,9 @@ pub(crate) struct RmArgs {
     /// End those that run, and do not mind those that are not there
     #[arg(short, long)]
     pub force: bool,
+    /// Remove their volumes without a name too
+    #[arg(short, long)]
+    pub volumes: bool,
     /// Names or ids
     #[arg(required = true, value_name = "SANDBOX")]
     pub sandboxes: Vec<String>,

@@ -57,6 +57,12 @@ pub(crate) struct RunArgs {
     /// Most processes at once; -1 is no limit
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
+    /// Mount a volume, or a folder or file of the host (container); /path alone is a new volume
+    #[arg(short, long, value_name = "[SOURCE:]/PATH[:ro|rw,nocopy]")]
+    pub volume: Vec<String>,
+    /// The same in words: type=volume|bind|tmpfs,source=,target=,readonly,volume-nocopy,tmpfs-size=,tmpfs-mode=
+    #[arg(long, value_name = "NAME=VALUE,...")]
+    pub mount: Vec<String>,
     /// Refuse writes to the root file system
     #[arg(long)]
     pub read_only: bool,

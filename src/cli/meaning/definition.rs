@@ -60,6 +60,7 @@ pub(crate) fn definition(
         stop_timeout_s: args.stop_timeout,
         input_once: args.interactive && !args.detach,
         log: log(args)?,
+        store: None,
         created_at_ns,
         spec,
     })

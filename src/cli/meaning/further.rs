@@ -75,6 +75,7 @@ mod tests {
             network: crate::spec::NetworkSpec::default(),
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            mounts: Vec::new(),
         };
         let caller = |name: &str| (name == "MINE").then(|| "m".to_owned());
         further(&args, &sandbox, &Surroundings { id, variable: &caller, env_files: &[], terminal: None })

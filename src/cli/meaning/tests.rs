@@ -84,6 +84,7 @@ fn plain() -> SandboxSpec {
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         network: NetworkSpec { mode: NetworkMode::User, ..NetworkSpec::default() },
+        mounts: Vec::new(),
     }
 }
 

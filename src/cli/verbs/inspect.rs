@@ -1,5 +1,7 @@
 //! `duplex inspect`. The names of fields are Docker's where Docker has such a field.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::cli::args::InspectArgs;
@@ -10,7 +12,8 @@ use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
 use crate::cli::{Context, place};
 use crate::sandbox::roster::Seen;
-use crate::spec::{Limits, Status};
+use crate::spec::{Limits, MountSource, MountSpec, Status};
+use crate::volume::Volumes;
 
 /// Docker's word for a moment that never was.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -55,6 +58,7 @@ fn described(seen: &Seen) -> Value {
         "RestartCount": standing.restarts,
         "Isolation": spec.isolation,
         "LogPath": seen.path.join("log.0"),
+        "Mounts": spec.mounts.iter().map(|mount| described_mount(mount, definition.store.as_deref())).collect::<Vec<_>>(),
         "HostConfig": host_config(seen),
         "Config": {
             "Hostname": spec.hostname,
@@ -70,6 +74,21 @@ fn described(seen: &Seen) -> Value {
             "StopSignal": definition.stop_signal.to_string(),
             "StopTimeout": definition.stop_timeout_s,
         },
+    })
+}
+
+fn described_mount(mount: &MountSpec, store: Option<&Path>) -> Value {
+    let (kind, name, source) = match &mount.source {
+        MountSource::Volume { name, .. } => ("volume", Some(name), store.map(|store| Volumes::of(store).disk(name))),
+        MountSource::Bind { path } => ("bind", None, Some(path.clone())),
+    };
+    json!({
+        "Type": kind,
+        "Name": name,
+        "Source": source,
+        "Destination": mount.target,
+        "Mode": if mount.read_only { "ro" } else { "" },
+        "RW": !mount.read_only,
     })
 }
 

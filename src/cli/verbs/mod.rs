@@ -18,3 +18,4 @@ pub(super) mod start;
 pub(super) mod stats;
 pub(super) mod stop;
 pub(super) mod top;
+pub(super) mod volume;

@@ -33,7 +33,7 @@ pub(crate) fn rm(context: &Context, args: &RmArgs) -> Result<u8, Failure> {
     }
     let mut code = 0;
     for word in &args.sandboxes {
-        match remove(&roster, word, args.force) {
+        match remove(&roster, word, args) {
             Ok(()) => print(&format!("{word}\n"))?,
             Err(failure) => {
                 say(failure.render().trim_end());
@@ -44,7 +44,8 @@ pub(crate) fn rm(context: &Context, args: &RmArgs) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn remove(roster: &Roster, word: &str, force: bool) -> Result<(), Failure> {
+fn remove(roster: &Roster, word: &str, args: &RmArgs) -> Result<(), Failure> {
+    let force = args.force;
     let id = match roster.find(word) {
         Err(RosterError::Unknown(_)) if force => return Ok(()),
         found => found.map_err(failed)?,
@@ -68,6 +69,7 @@ fn remove(roster: &Roster, word: &str, force: bool) -> Result<(), Failure> {
         roster.repair().map_err(failed)?;
     }
     match roster.take(&id) {
+        Ok(entry) if args.volumes => entry.remove_with_volumes().map_err(failed),
         Ok(entry) => entry.remove().map_err(failed),
         Err(RosterError::Unknown(_)) => Ok(()),
         Err(error) => Err(failed(error)),
@@ -82,7 +84,7 @@ pub(crate) fn prune(context: &Context, args: &PruneArgs) -> Result<u8, Failure> 
     if let Some(code) = place::follow_all(context, all.is_empty(), !args.force)? {
         return Ok(code);
     }
-    if !args.force && !confirmed()? {
+    if !args.force && !confirmed("WARNING! This will remove all sandboxes that do not run.")? {
         return Ok(0);
     }
     let done = |seen: &&Seen| matches!(seen.standing.status, Status::Exited | Status::Created);
@@ -105,10 +107,9 @@ pub(crate) fn prune(context: &Context, args: &PruneArgs) -> Result<u8, Failure> 
     Ok(0)
 }
 
-fn confirmed() -> Result<bool, Failure> {
-    let question =
-        "WARNING! This will remove all sandboxes that do not run.\nAre you sure you want to continue? [y/N] ";
-    print(question)?;
+/// Asks whether to go on.
+pub(super) fn confirmed(warning: &str) -> Result<bool, Failure> {
+    print(&format!("{warning}\nAre you sure you want to continue? [y/N] "))?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
     std::io::stdout().flush().map_err(failed)?;

@@ -17,8 +17,9 @@ use crate::compare::Trace;
 use crate::image::{Image, ImageConfig, Lease, Reference};
 use crate::keeper::{Ended, Keeper};
 use crate::sandbox::roster::Entry;
-use crate::spec::{Definition, Isolation, Moment, Moments, SandboxId};
+use crate::spec::{Definition, Isolation, Moment, Moments, MountSource, SandboxId};
 use crate::sys::clock::{monotonic_ns, realtime_ns};
+use crate::volume::{Volumes, Wanted};
 
 /// What can be wrong with the options of `run` and `create` beside their meaning.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
     let place = place::decide(context, &needs)?;
     let (image, lease) = image(context, args)?;
     let ready = monotonic_ns();
-    let definition = definition(args, &image)?;
+    let definition = definition(context, args, &image)?;
     if let Place::Lab(reason) = place {
         if !definition.spec.network.publish.is_empty() {
             note("published ports are the lab's own: 'duplex lab run -- COMMAND' reaches them, this host does not");
@@ -93,7 +94,7 @@ pub(crate) fn create(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
     let needs = Needs::of_run(args);
     let place = place::decide(context, &needs)?;
     let (image, _lease) = image(context, args)?;
-    let definition = definition(args, &image)?;
+    let definition = definition(context, args, &image)?;
     if let Place::Lab(reason) = place {
         return place::go(context, &needs, reason);
     }
@@ -110,12 +111,20 @@ fn defined(context: &Context, args: &RunArgs, definition: Definition, at_work: b
     });
     let cidfile = cidfile.transpose()?;
     let added = keeping::roster(context).and_then(|roster| roster.add(definition, args.name.as_deref(), at_work));
-    let written = added.map_err(run_failed).and_then(|entry| {
+    // In this order: what is on the roster is cleared by the next command, whatever happens to this one.
+    let filled = added.map_err(run_failed).and_then(|entry| match volumes(&entry.definition) {
+        Ok(()) => Ok(entry),
+        Err(failure) => {
+            let _ = entry.remove_with_volumes();
+            Err(failure)
+        }
+    });
+    let written = filled.and_then(|entry| {
         let (Some(mut file), Some(path)) = (cidfile, &args.cidfile) else { return Ok(entry) };
         match write!(file, "{}", entry.definition.spec.id) {
             Ok(()) => Ok(entry),
             Err(source) => {
-                let _ = entry.remove();
+                let _ = entry.remove_with_volumes();
                 Err(run_failed(RunError::CidFile { path: path.clone(), source }))
             }
         }
@@ -180,7 +189,7 @@ fn image(context: &Context, args: &RunArgs) -> Result<(Image, Lease), Failure> {
     Ok((image, lease))
 }
 
-fn definition(args: &RunArgs, image: &Image) -> Result<Definition, Failure> {
+fn definition(context: &Context, args: &RunArgs, image: &Image) -> Result<Definition, Failure> {
     let mut id = [0; 6];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(run_failed)?;
     let read = |path: &PathBuf| {
@@ -202,7 +211,26 @@ fn definition(args: &RunArgs, image: &Image) -> Result<Definition, Failure> {
     for path in [&mut spec.kernel, &mut spec.kernel_log].into_iter().flatten() {
         *path = std::path::absolute(&*path).map_err(run_failed)?;
     }
-    meaning::definition(args, &defaults, &label_files, spec, realtime_ns()).map_err(run_failed)
+    for mount in &mut spec.mounts {
+        if let MountSource::Bind { path } = &mut mount.source {
+            *path = std::path::absolute(&*path).map_err(run_failed)?;
+        }
+    }
+    let definition = meaning::definition(args, &defaults, &label_files, spec, realtime_ns()).map_err(run_failed)?;
+    let store = std::path::absolute(&context.installation.store).map_err(run_failed)?;
+    Ok(Definition { store: Some(store), ..definition })
+}
+
+/// Makes the volumes of a sandbox that are not there.
+fn volumes(definition: &Definition) -> Result<(), Failure> {
+    let Some(store) = &definition.store else { return Ok(()) };
+    for mount in &definition.spec.mounts {
+        if let MountSource::Volume { name, anonymous, .. } = &mount.source {
+            let wanted = Wanted { anonymous: *anonymous, ..Wanted::default() };
+            Volumes::of(store).create(name, &wanted).map_err(run_failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn defaults(config: &ImageConfig) -> ImageDefaults {
@@ -214,6 +242,7 @@ fn defaults(config: &ImageConfig) -> ImageDefaults {
         user: config.user.clone(),
         stop_signal: config.stop_signal.clone(),
         labels: config.labels.clone(),
+        volumes: config.volumes.clone(),
     }
 }
 

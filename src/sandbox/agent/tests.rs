@@ -16,6 +16,7 @@ fn start() -> Start {
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         network: None,
+        mounts: Vec::new(),
     }
 }
 

@@ -231,5 +231,6 @@ fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, Micro
         tmpfs: spec.tmpfs.clone(),
         sysctls: spec.sysctls.clone(),
         network: briefing.guest.clone(),
+        mounts: super::mounts::for_guest(spec),
     })
 }

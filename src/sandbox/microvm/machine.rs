@@ -14,10 +14,11 @@ use super::MicroVmError;
 use crate::image::RootDisk;
 use crate::net::{MAC, MTU};
 use crate::spec::{
-    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, NetBackend, NetDeviceSpec, SandboxSpec,
-    SpecFd, VsockSpec, VsockStream,
+    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend, NetDeviceSpec,
+    SandboxSpec, SpecFd, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
+use crate::volume::Attached;
 
 /// Machine size where the user gives none.
 pub(super) const DEFAULT_MEMORY: MemorySize = MemorySize(512 << 20);
@@ -77,6 +78,7 @@ pub(super) fn build(
     installation: &Installation,
     root: &RootDisk,
     net: Option<UnixStream>,
+    volumes: &[(&MountSpec, Attached)],
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
     let (memory_mib, vcpus) = size(&spec.limits)?;
@@ -85,6 +87,14 @@ pub(super) fn build(
     let kernel = fds.add(open("guest kernel", spec.kernel.as_ref().unwrap_or(&installation.kernel))?)?;
     let initramfs = fds.add(open("guest's initial RAM file system", &installation.initramfs)?)?;
     let disk = root_disk(root, &mut fds)?;
+    let mut disks = vec![disk];
+    for (mount, volume) in volumes {
+        let fd = fds.add(volume.disk.try_clone().map_err(MicroVmError::Resource)?)?;
+        disks.push(DiskSpec {
+            extents: vec![ExtentSpec { fd, offset: 0, len: volume.len }],
+            read_only: mount.read_only,
+        });
+    }
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
 
     let wire = net.map(|wire| fds.add(wire)).transpose()?;
@@ -106,7 +116,7 @@ pub(super) fn build(
         kernel,
         initramfs: Some(initramfs),
         cmdline: format!("{} {CMDLINE}", if console.is_some() { LOGGED } else { SILENT }),
-        disks: vec![disk],
+        disks,
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
         net,

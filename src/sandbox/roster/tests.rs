@@ -18,6 +18,7 @@ fn definition(number: u8) -> Definition {
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
             network: NetworkSpec::default(),
+            mounts: Vec::new(),
         },
         labels: [("a".to_owned(), "b".to_owned())].into(),
         remove: false,
@@ -26,6 +27,7 @@ fn definition(number: u8) -> Definition {
         stop_timeout_s: 10,
         input_once: false,
         log: LogLimits::default(),
+        store: None,
         created_at_ns: u64::from(number),
     }
 }

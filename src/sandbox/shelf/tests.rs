@@ -19,6 +19,7 @@ fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         network: crate::spec::NetworkSpec::default(),
+        mounts: Vec::new(),
     }
 }
 

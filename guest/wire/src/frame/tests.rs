@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Answer, Capability, Counters, Ending, FailureKind, Network, ProcessEntry, ProcessLimit, ProcessSpec, Question,
-    Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
+    Answer, Capability, Counters, Ending, FailureKind, Mount, Network, ProcessEntry, ProcessLimit, ProcessSpec,
+    Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -43,6 +43,7 @@ fn start() -> ToGuest {
             addresses: vec![([10, 0, 2, 15].into(), 24)],
             gateways: vec!["fe80::2".parse().unwrap()],
         }),
+        mounts: vec![Mount { target: "/v".into(), disk: "vdb".into(), read_only: true, copy: false }],
     }))
 }
 
@@ -53,7 +54,7 @@ fn version_2_is_frozen() {
         (
             start(),
             concat!(
-                "6500000002000000",
+                "6f00000002000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -75,7 +76,8 @@ fn version_2_is_frozen() {
                 "01016e0176",
                 "010165",
                 "01000a00020f18",
-                "0101fe800000000000000000000000000002"
+                "0101fe800000000000000000000000000002",
+                "01022f76037664620100"
             ),
         ),
         (ToGuest::Signal(15), "0200000002000000010f"),

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+
 use super::super::area::Area;
 use super::request::SECTOR;
 use crate::vmm::memory::{read_at, write_at};
@@ -124,6 +126,23 @@ impl Disk {
             let part = area.take_front(count);
             let put = write_at(&extent.file, part.pieces(), extent.offset.saturating_add(inside))?;
             if put as u64 == count { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        })
+    }
+
+    /// Gives the space of a range back to the host where its file can.
+    ///
+    /// # Errors
+    /// If the disk is read-only, the range is not on it or empty, or the host cannot: [`io::ErrorKind::Unsupported`] if never.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        if len == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.each(offset, len, |extent, inside, count| {
+            Ok(rustix::fs::fallocate(&extent.file, hole, extent.offset.saturating_add(inside), count)?)
         })
     }
 

@@ -16,6 +16,13 @@ const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 /// VIRTIO_BLK_F_FLUSH: cache flush command.
 const F_FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_DISCARD: discard command.
+const F_DISCARD: u64 = 1 << 13;
+
+/// Most sectors of one discard: 2 GiB.
+const DISCARD_SECTORS: u32 = 4 << 20;
+/// Unit in which files give space back, in sectors.
+const DISCARD_ALIGNMENT: u32 = 8;
 
 const QUEUE_SIZE: u16 = 128;
 
@@ -23,18 +30,22 @@ const QUEUE_SIZE: u16 = 128;
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
-    config: [u8; 16],
+    config: [u8; 48],
 }
 
 impl Block {
     /// For this disk.
     pub fn new(disk: Disk) -> Self {
-        let mut config = [0; 16];
+        let mut config = [0; 48];
         let capacity = (disk.len() / SECTOR).to_le_bytes();
         // All descriptors but those of header and status.
         let seg_max = u32::from(QUEUE_SIZE).saturating_sub(2).to_le_bytes();
-        // struct virtio_blk_config: le64 capacity, le32 size_max, le32 seg_max (5.2.4).
-        for (to, from) in config.iter_mut().zip(capacity.iter().chain(&[0; 4]).chain(&seg_max)) {
+        // One range in each discard.
+        let discard = [DISCARD_SECTORS, 1, DISCARD_ALIGNMENT].map(u32::to_le_bytes);
+        // struct virtio_blk_config: le64 capacity, le32 size_max, le32 seg_max, 20 bytes of what is not offered, le32
+        // max_discard_sectors, le32 max_discard_seg, le32 discard_sector_alignment (5.2.4).
+        let discard = [0; 20].iter().chain(discard.as_flattened());
+        for (to, from) in config.iter_mut().zip(capacity.iter().chain(&[0; 4]).chain(&seg_max).chain(discard)) {
             *to = *from;
         }
         Self { disk, config }
@@ -47,7 +58,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        F_SEG_MAX | if self.disk.is_read_only() { F_RO } else { F_FLUSH }
+        F_SEG_MAX | if self.disk.is_read_only() { F_RO } else { F_FLUSH | F_DISCARD }
     }
 
     fn queue_sizes(&self) -> &'static [u16] {

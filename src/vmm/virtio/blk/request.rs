@@ -16,6 +16,7 @@ const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
 
 const S_OK: u8 = 0;
 const S_IOERR: u8 = 1;
@@ -75,7 +76,29 @@ fn act(disk: &Disk, kind: u32, sector: u64, chain: Chain<'_>) -> (u8, u32) {
             }
             (S_OK, u32::try_from(chain.writable.write(&id)).unwrap_or(0))
         }
+        T_DISCARD => (discard(disk, &chain.readable), 0),
         _ => (S_UNSUPP, 0),
+    }
+}
+
+/// Gives one range back (struct virtio_blk_discard_write_zeroes: le64 sector, le32 num_sectors, le32 flags). What the guest reads there
+/// afterwards is zeroes or what was there.
+fn discard(disk: &Disk, data: &Area<'_>) -> u8 {
+    let mut range = [0_u8; 16];
+    if disk.is_read_only() || data.len() != 16 || data.read(&mut range) != range.len() {
+        return S_IOERR;
+    }
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
+    // "unmap" and the reserved bits (5.2.6.2).
+    if flags != [0; 4] {
+        return S_UNSUPP;
+    }
+    let offset = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]).checked_mul(SECTOR);
+    let len = u64::from(u32::from_le_bytes([n0, n1, n2, n3])).checked_mul(SECTOR);
+    match offset.zip(len).map(|(offset, len)| disk.discard(offset, len)) {
+        Some(Err(e)) if e.kind() == std::io::ErrorKind::Unsupported => S_UNSUPP,
+        Some(result) => outcome(&result, 0).0,
+        None => S_IOERR,
     }
 }
 

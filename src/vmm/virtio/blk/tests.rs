@@ -131,8 +131,25 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(status(1, 0, &[1; 100], 0), IOERR, "no whole sector to write");
     assert_eq!(status(1, 8, &[1; 512], 0), IOERR, "write behind the end");
     assert_eq!(status(2, 0, &[], 512), UNSUPP);
-    assert_eq!(status(11, 0, &[], 0), UNSUPP, "discard was not offered");
-    assert_eq!(driver.device.counters().refused.get(), 10);
+    assert_eq!(status(13, 0, &[0; 16], 0), UNSUPP, "write zeroes was not offered");
+    let range = |sector: u64, count: u32, flags: u32| {
+        [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+    };
+    for (range, answer) in [
+        (range(7, 1, 0), OK),
+        (range(7, 2, 0), IOERR),
+        (range(u64::MAX, 1, 0), IOERR),
+        (range(0, 0, 0), IOERR),
+        (range(0, u32::MAX, 0), IOERR),
+        (range(0, 1, 1), UNSUPP),
+        (range(0, 1, 2), UNSUPP),
+        (vec![0; 15], IOERR),
+        (vec![0; 32], IOERR),
+        (vec![], IOERR),
+    ] {
+        assert_eq!(status(11, 0, &range, 0), answer, "discard {range:?}");
+    }
+    assert_eq!(driver.device.counters().refused.get(), 19);
     assert!(!driver.needs_reset(), "an error status is an answer, not a broken rule");
 }
 
@@ -219,4 +236,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_is_discarded_takes_no_space_and_the_rest_stays() {
+    use std::os::unix::fs::MetadataExt;
+    let bytes = pattern(1 << 20);
+    let file = file(&bytes);
+    let space = || std::fs::File::from(file.try_clone().unwrap()).metadata().unwrap().blocks() * 512;
+    let before = space();
+    let mut writable = driver(&file, 1 << 20, false);
+    assert_ne!(u64::from(writable.read(0x010)) & F_DISCARD, 0);
+    assert_eq!([0x124, 0x128, 0x12c].map(|at| writable.read(at)), [DISCARD_SECTORS, 1, DISCARD_ALIGNMENT]);
+    let half = [&0_u64.to_le_bytes()[..], &1024_u32.to_le_bytes(), &[0; 4]].concat();
+    let discard = [Buffer::Out(&header(11, 0)), Buffer::Out(&half), Buffer::In(1)];
+    assert_eq!(request(&mut writable, &discard).0, OK);
+    assert!(before - space() >= 500 << 10, "{before} {}", space());
+    let mut all = vec![1; 1 << 20];
+    rustix::io::pread(&file, &mut all[..], 0).unwrap();
+    assert!(all[..512 << 10].iter().all(|b| *b == 0) && all[512 << 10..] == bytes[512 << 10..]);
+    let mut read_only = driver(&file, 1 << 20, true);
+    assert_eq!(u64::from(read_only.read(0x010)) & F_DISCARD, 0);
+    assert_eq!(request(&mut read_only, &discard).0, IOERR);
 }
