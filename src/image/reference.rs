@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The grammar is that of the OCI distribution spec ("Pulling manifests": `<name>` and `<reference>`) with Docker's habits on top: what
-//! stands before the first slash is a registry only if it has a dot, a colon or an upper-case letter or is `localhost`; a name without
-//! registry belongs to `docker.io`, a single-word one to `docker.io/library`; no tag and no digest means `latest`.
+//! stands before the first slash is a registry only if it has a dot or a colon or is `localhost` (Docker also takes an upper-case letter for
+//! a mark of one, and loses it when it writes the name in lower case; here it is an error); a name without registry belongs to `docker.io`, a
+//! single-word one to `docker.io/library`; no tag and no digest means `latest`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -245,12 +246,13 @@ fn first(name: &str) -> &str {
 }
 
 fn looks_like_registry(component: &str) -> bool {
-    component == "localhost" || component.bytes().any(|b| b == b'.' || b == b':' || b.is_ascii_uppercase())
+    component == "localhost" || component.bytes().any(|b| b == b'.' || b == b':')
 }
 
 fn split_registry(name: &str, reference: &str) -> Result<(String, String), ReferenceError> {
+    let lower = first(name).to_ascii_lowercase();
     let (registry, repository) = match name.split_once('/') {
-        Some((registry, repository)) if looks_like_registry(registry) => (registry, repository),
+        Some((_, repository)) if looks_like_registry(&lower) => (lower.as_str(), repository),
         _ => (DEFAULT_REGISTRY, name),
     };
     if !is_registry(registry) {
@@ -259,7 +261,7 @@ fn split_registry(name: &str, reference: &str) -> Result<(String, String), Refer
     let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
     let official = registry == DEFAULT_REGISTRY && !repository.contains('/') && !repository.is_empty();
     let repository = if official { format!("{OFFICIAL}{repository}") } else { repository.to_owned() };
-    Ok((registry.to_ascii_lowercase(), repository))
+    Ok((registry.to_owned(), repository))
 }
 
 fn is_registry(text: &str) -> bool {

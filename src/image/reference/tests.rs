@@ -58,6 +58,7 @@ fn what_is_no_reference_is_refused() {
         "x@md5:00",
         "X",
         "x/Y",
+        "A/a",
         "x//y",
         "/x",
         "x/",
