@@ -144,7 +144,8 @@ fn a_terminal_session() {
         command.envs(inner.get_envs().filter_map(|(k, v)| Some((k, v?))));
         let stream = || Stdio::from(far.as_fd().try_clone_to_owned().unwrap());
         let mut child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
-        drop(far);
+        // No far side stays open here: a session that ends early ends the reading, too.
+        drop((command, far));
         let mut seen = String::new();
         wait_for(&mut near, &mut seen, "# ");
         near.write_all(b"stty size; test -t 1 && echo is-a-tty; echo $((6*7))-answer\n").unwrap();
