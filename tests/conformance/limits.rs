@@ -117,7 +117,7 @@ pub(crate) fn inventory(state: &Path, ids: &[String]) -> Vec<String> {
     for process in std::fs::read_dir("/proc").unwrap().map(|e| e.unwrap().path()) {
         let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
         if read("mountinfo").contains(&state) {
-            found.push(format!("mount in {}", process.display()));
+            found.push(format!("mount in {} ({})", process.display(), read("cgroup").trim()));
         }
         if ids.iter().any(|id| read("cgroup").contains(id.as_str())) {
             found.push(format!("process {}", process.display()));
