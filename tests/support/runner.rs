@@ -52,6 +52,10 @@ pub(crate) enum Need {
 /// Longest time a case may take before the whole run is given up.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// Lines of a failure's words that are shown from its beginning and from its end.
+const HEAD_LINES: usize = 30;
+const TAIL_LINES: usize = 30;
+
 thread_local! {
     static WORDS: RefCell<String> = const { RefCell::new(String::new()) };
 }
@@ -100,10 +104,25 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
     run_all(&alone, 1, &tally);
     let tally = tally.into_inner().unwrap();
     for (name, words) in &tally.failed {
-        println!("\n---- {name}\n{words}");
+        println!("\n---- {name}\n{}", ends_of(words));
     }
-    println!("\n{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
+    println!();
+    for (name, _) in &tally.failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A guest's whole log would push every other failure off the screen: first and last lines are kept.
+fn ends_of(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().collect();
+    let dropped = lines.len().saturating_sub(HEAD_LINES + TAIL_LINES);
+    if dropped == 0 {
+        return words.to_owned();
+    }
+    let tail = lines.len() - TAIL_LINES;
+    format!("{}\n[{dropped} lines left out]\n{}", lines[..HEAD_LINES].join("\n"), lines[tail..].join("\n"))
 }
 
 fn run_all(cases: &[Case], threads: usize, tally: &Mutex<Tally>) {

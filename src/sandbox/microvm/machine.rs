@@ -30,8 +30,10 @@ pub(super) const SMALLEST_MEMORY_MIB: u64 = 48;
 const MOST_VCPUS: u32 = 8;
 
 /// Kernel command line of every machine. The serial console is for a panic's last words and costs an exit a byte: silent otherwise. A
-/// panic resets the machine at once, through the keyboard controller's port. KVM's clock is reliable and needs no check by timers.
-const CMDLINE: &str = "panic=-1 reboot=k rdinit=/init tsc=reliable no_timer_check random.trust_cpu=on audit=0";
+/// panic resets the machine at once, through the keyboard controller's port, and a fault inside the kernel is one: a machine whose kernel has
+/// killed one of its own threads may wait for ever. KVM's clock is reliable and needs no check by timers.
+const CMDLINE: &str =
+    "panic=-1 oops=panic reboot=k rdinit=/init tsc=reliable no_timer_check random.trust_cpu=on audit=0";
 
 /// What the console says: nothing but a panic, or all to the log file.
 const SILENT: &str = "quiet loglevel=1 8250.nr_uarts=0 earlyprintk=ttyS0,keep";
