@@ -16,6 +16,7 @@ mod keeping;
 mod meaning;
 mod output;
 mod place;
+mod ports;
 mod signals;
 mod streams;
 mod template;

@@ -176,6 +176,7 @@ impl Keeper {
     fn pause(&self, outcome: &Outcome, restarts: u32, quick: u32, troubles: &mut Vec<KeeperError>) -> bool {
         let noted = self.note(|standing| {
             standing.status = Status::Restarting;
+            standing.network = None;
             standing.outcome = Some(outcome.clone());
             standing.finished_at_ns = Some(realtime_ns());
             standing.restarts = restarts;
@@ -233,6 +234,7 @@ impl Keeper {
         if started {
             self.note(|standing| {
                 standing.status = Status::Running;
+                standing.network = sandbox.network();
                 standing.started_at_ns = Some(realtime_ns());
                 (standing.finished_at_ns, standing.outcome) = (None, None);
             })?;
@@ -293,7 +295,7 @@ fn close(mut entry: Entry, outcome: &Outcome) -> Result<(), RosterError> {
     }
     let standing = &mut entry.standing;
     standing.status = Status::Exited;
-    standing.keeper = None;
+    (standing.keeper, standing.network) = (None, None);
     standing.finished_at_ns = Some(realtime_ns());
     standing.outcome = Some(outcome.clone());
     entry.save()?;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use duplex_wire::Network;
 
 use super::{HostNetwork, NetError, Where};
-use crate::spec::{HostAddress, NetworkSpec, Protocol, Publish};
+use crate::spec::{Attachment, HostAddress, NetworkSpec, Protocol, Publish};
 use crate::sys::egress::{self, Openings};
 
 /// The sandbox's interface.
@@ -99,6 +99,22 @@ impl Plan {
             gateways.push(GATEWAY6.into());
         }
         Network { interface: INTERFACE.to_owned(), addresses, gateways }
+    }
+
+    /// How the sandbox is connected. A port that is published without an address is bound on all addresses of each family.
+    pub fn attachment(&self) -> Attachment {
+        let Network { addresses, gateways, .. } = self.guest();
+        let everywhere = || {
+            let six = self.ipv6.is_some().then_some(IpAddr::from(Ipv6Addr::UNSPECIFIED));
+            std::iter::once(IpAddr::from(Ipv4Addr::UNSPECIFIED)).chain(six)
+        };
+        let bound = |port: &Publish| {
+            let port = *port;
+            let named = port.address.into_iter();
+            let unnamed = everywhere().filter(move |_| port.address.is_none());
+            named.chain(unnamed).map(move |address| Publish { address: Some(address), ..port })
+        };
+        Attachment { addresses, gateways, mac: Some(MAC), ports: self.publish.iter().flat_map(bound).collect() }
     }
 
     /// Arguments of passt, which has inherited its end of the wire and of the pipe that tells of its readiness.

@@ -23,7 +23,8 @@ use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
 use crate::container::orders::{NetworkSource, Orders};
 use crate::net::{NetError, PASTA};
 use crate::spec::{
-    Exit, Installation, Isolation, Moment, Moments, MountSource, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
+    Attachment, Exit, Installation, Isolation, Moment, Moments, MountSource, NetworkMode, Outcome, SandboxId,
+    SandboxSpec, State,
 };
 use crate::spec::{TerminalSize, Usage};
 use crate::sys::clock::monotonic_ns;
@@ -368,6 +369,10 @@ impl Sandbox for ContainerSandbox {
 
     fn usage(&self) -> Usage {
         self.cgroup.usage()
+    }
+
+    fn network(&self) -> Option<Attachment> {
+        self.network.as_ref().map(UserNetwork::attachment)
     }
 
     fn moments(&self) -> Moments {

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use self::inside::FakeInside;
 use super::{Backend, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
-use crate::spec::{Exit, Isolation, Moment, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
+use crate::spec::{
+    Attachment, Exit, Isolation, Moment, Moments, NetworkMode, Outcome, Publish, SandboxId, SandboxSpec, State,
+    TerminalSize, Usage,
+};
 use crate::sys::clock::monotonic_ns;
 
 /// Makes fake sandboxes that claim to be of one isolation.
@@ -207,6 +210,14 @@ impl Sandbox for Fake {
 
     fn usage(&self) -> Usage {
         self.usage
+    }
+
+    fn network(&self) -> Option<Attachment> {
+        let network = &self.spec.network;
+        // None is bound: what the host would choose is the sandbox's own number.
+        let bound = |p: &Publish| Publish { host: if p.host == 0 { p.guest } else { p.host }, ..*p };
+        let ports = || network.publish.iter().map(bound).collect();
+        (network.mode == NetworkMode::User).then(|| Attachment { ports: ports(), ..Attachment::default() })
     }
 
     fn moments(&self) -> Moments {

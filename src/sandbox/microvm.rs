@@ -45,8 +45,8 @@ use super::shelf::{Shelf, ShelfError, Slot};
 use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
 use crate::net::{self, NetError, PASST};
 use crate::spec::{
-    Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId, SandboxSpec, State,
-    TerminalSize, Usage,
+    Attachment, Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId,
+    SandboxSpec, State, TerminalSize, Usage,
 };
 use crate::volume::VolumeError;
 
@@ -427,6 +427,10 @@ impl Sandbox for MicroVm {
 
     fn usage(&self) -> Usage {
         self.cgroup.usage()
+    }
+
+    fn network(&self) -> Option<Attachment> {
+        self.network.as_ref().map(UserNetwork::attachment)
     }
 
     fn moments(&self) -> Moments {

@@ -23,7 +23,8 @@ use std::sync::Arc;
 use duplex_wire::{Ending, FailureKind};
 
 use crate::image::{Image, RootDisk};
-use crate::spec::{Digest, Exit, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize, Usage};
+use crate::spec::Usage;
+use crate::spec::{Attachment, Digest, Exit, Isolation, Moments, Outcome, SandboxId, SandboxSpec, State, TerminalSize};
 
 /// The command's standard streams on the host's side. With a terminal, `stdin` and `stdout` are the raw byte streams of the
 /// sandbox's terminal and `stderr` stays unused.
@@ -85,6 +86,9 @@ pub trait Sandbox: Send + std::fmt::Debug {
 
     /// What it uses now.
     fn usage(&self) -> Usage;
+
+    /// How it is connected, from its creation on; `None` without a network of its own.
+    fn network(&self) -> Option<Attachment>;
 
     /// The moments of its start so far.
     fn moments(&self) -> Moments;

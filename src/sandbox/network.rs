@@ -8,7 +8,7 @@ use duplex_wire::Network;
 
 use super::cgroup::{Cgroup, CgroupError};
 use crate::net::{Files, Helper, HostNetwork, NetError, Plan, files};
-use crate::spec::{Limits, NetworkMode, SandboxSpec};
+use crate::spec::{Attachment, Limits, NetworkMode, SandboxSpec};
 use crate::sys::netns::OwnedNamespace;
 
 /// What a sandbox is told of its network.
@@ -70,6 +70,11 @@ impl UserNetwork {
     /// Waits until its ports are bound and its interface stands.
     pub(super) fn wait_until_ready(&mut self) -> Result<(), NetError> {
         self.helper.as_mut().map_or(Ok(()), Helper::wait_until_ready)
+    }
+
+    /// How the sandbox is connected by it.
+    pub(super) fn attachment(&self) -> Attachment {
+        self.plan.attachment()
     }
 
     /// A sentence if it was gone before its sandbox was.

@@ -370,7 +370,7 @@ impl Roster {
             let reason = Some("its keeper was killed, and the sandbox ended with it".to_owned());
             standing.outcome = Some(Outcome { exit: Exit::SandboxFailed, oom: false, reason });
         }
-        standing.keeper = None;
+        (standing.keeper, standing.network) = (None, None);
         stored::write(&path.join(STANDING), &standing)?;
         settled(path)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MIB, Outcome, SandboxSpec};
+use super::{Attachment, MIB, Outcome, SandboxSpec};
 
 /// SIGTERM, what asks a command to end unless something else is said.
 pub const SIGTERM: u8 = 15;
@@ -197,6 +197,9 @@ pub struct Standing {
     /// How often it has started again by itself since its user started it.
     #[serde(default)]
     pub restarts: u32,
+    /// How it is connected while it runs; `None` without a network of its own.
+    #[serde(default)]
+    pub network: Option<Attachment>,
 }
 
 impl Standing {
@@ -210,6 +213,7 @@ impl Standing {
             finished_at_ns: None,
             outcome: None,
             restarts: 0,
+            network: None,
         }
     }
 }

@@ -21,7 +21,7 @@ pub use machine::{
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
 pub use mounts::{MountSource, MountSpec};
-pub use network::{HostAddress, MOST_PUBLISHED, NetworkError, NetworkMode, NetworkSpec, Protocol, Publish};
+pub use network::{Attachment, HostAddress, MOST_PUBLISHED, NetworkError, NetworkMode, NetworkSpec, Protocol, Publish};
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
 pub use stats::{Counters, ProcessEntry, Stats};

@@ -49,6 +49,19 @@ pub struct Publish {
     pub protocol: Protocol,
 }
 
+/// How a sandbox that has been created is connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its addresses with the lengths of their prefixes, at most one of each family.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Its gateways, at most one of each family.
+    pub gateways: Vec<IpAddr>,
+    /// Hardware address of its interface.
+    pub mac: Option<[u8; 6]>,
+    /// Its published ports as they are bound: each names its address, none has the host's port 0.
+    pub ports: Vec<Publish>,
+}
+
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,6 +80,15 @@ pub enum HostAddress {
     Ip(IpAddr),
     /// The gateway, behind which the host's own loopback is then open.
     Gateway,
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Gateway => f.write_str("host-gateway"),
+        }
+    }
 }
 
 /// Why a text does not describe a network.

@@ -60,6 +60,7 @@ macro_rules! all_promises {
             inside::processes_are_listed,
             network::no_network_is_loopback_only,
             network::a_network_has_addresses_routes_and_names,
+            network::ports_are_told,
             network::published_ports_reach_the_command,
             network::closed_addresses_are_closed,
             network::neighbours_share_no_port
@@ -75,6 +76,7 @@ const FAKE: &[Case] = promises!(fake []:
     inside::further_commands_run_beside,
     inside::a_pause_is_told,
     inside::processes_are_listed,
+    network::ports_are_told,
 );
 
 const CONTAINER: &[Case] = all_promises!(

@@ -58,6 +58,32 @@ pub(crate) fn a_network_has_addresses_routes_and_names(stage: &Stage) -> Verdict
     Ok(())
 }
 
+/// Ports as they are bound, before anything runs; nothing without a network.
+pub(crate) fn ports_are_told(stage: &Stage) -> Verdict {
+    let mut spec = stage.spec(&["true"]);
+    let none = stage.create(&spec);
+    assert_eq!(none.sandbox.network(), None);
+    none.sandbox.remove().unwrap();
+    spec.network.mode = NetworkMode::User;
+    let named =
+        Publish { address: Some(Ipv4Addr::LOCALHOST.into()), host: free_port(), guest: 80, protocol: Protocol::Tcp };
+    let chosen = Publish { host: 0, guest: 5000, protocol: Protocol::Udp, ..named };
+    spec.network.publish = vec![named, chosen];
+    let created = stage.create(&spec);
+    let network = created.sandbox.network().unwrap();
+    assert_eq!(network.ports[0], named);
+    let port = network.ports[1].host;
+    assert_ne!(port, 0);
+    assert_eq!(network.ports[1], Publish { host: port, ..chosen });
+    assert_eq!(network.ports.len(), 2);
+    if !stage.is_fake() {
+        assert_eq!(network.addresses[0], (Ipv4Addr::new(10, 0, 2, 15).into(), 24));
+        assert_eq!(network.gateways[0], Ipv4Addr::new(10, 0, 2, 2));
+    }
+    created.sandbox.remove().unwrap();
+    Ok(())
+}
+
 /// A server of the image's own, as the user that may bind no low port elsewhere, on every published port of a range.
 pub(crate) fn published_ports_reach_the_command(stage: &Stage) -> Verdict {
     let script = "printf '#!/bin/sh\nread a; read b; echo HTTP/1.0 200 OK; echo; echo \"<p>served</p>\"' > /tmp/page; chmod 755 /tmp/page; nc -ll -p 80 -e /tmp/page & nc -ll -p 81 -e /tmp/page & sleep 1; echo ready; sleep 600";

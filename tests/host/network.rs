@@ -11,6 +11,7 @@ use duplex::sys::egress::{self, Openings};
 
 use crate::debian::{must, root};
 use crate::inventory::{inventory, must_equal};
+use crate::life::Place as Life;
 use crate::neighbour::{Address, ask_tcp, ask_udp, free_port, says, swallows};
 use crate::runner::{Case, Need, Verdict};
 
@@ -28,6 +29,7 @@ macro_rules! cases {
 cases![
     published_ports_serve_tcp_and_udp,
     a_port_without_number_is_one_that_is_free,
+    ports_and_addresses_are_told,
     the_hosts_network_is_the_containers_own,
     what_cannot_be_is_refused_in_words,
     a_killed_duplex_leaves_no_network,
@@ -123,6 +125,37 @@ fn a_port_without_number_is_one_that_is_free(place: &Place) {
         assert_eq!(new.len(), 1, "{isolation}: {new:?}");
         assert_eq!(ask_tcp(local(new[0]), "word"), "word", "{isolation}");
         end(child, rustix::process::Signal::TERM);
+    }
+}
+
+/// What `ps` and `inspect` say of a sandbox that runs, and no more once it has ended.
+fn ports_and_addresses_are_told(_: &Place) {
+    let place = Life::new();
+    let ports = |name: &str| place.say(&["ps", "-a", "--filter", &format!("name={name}"), "--format", "{{.Ports}}"]);
+    for isolation in BOTH {
+        let first = (0..100).map(|_| free_port()).find(|p| std::net::TcpListener::bind(local(p + 1)).is_ok()).unwrap();
+        let (range, free) = (format!("127.0.0.1:{first}-{}:7000-7001", first + 1), "127.0.0.1::7000/udp");
+        place.run(isolation, &["--name", "web", "-p", &range, "-p", free, "workloads", "serve", "7000"]);
+        let look = |field: &str| place.look("web", &format!("{{{{{field}}}}}"));
+        let told = ports("web");
+        let (tcp, udp) = told.split_once(", ").unwrap();
+        assert_eq!(tcp, format!("127.0.0.1:{first}-{}->7000-7001/tcp", first + 1), "{isolation}");
+        let chosen = udp.strip_prefix("127.0.0.1:").and_then(|rest| rest.strip_suffix("->7000/udp")).unwrap();
+        assert!(chosen.parse::<u16>().unwrap() > 0, "{isolation}: {udp}");
+        let bound = |port: &str| format!("[{{\"HostIp\":\"127.0.0.1\",\"HostPort\":\"{port}\"}}]");
+        let (one, two) = (first.to_string(), (first + 1).to_string());
+        let (one, two) = (bound(&one), bound(&two));
+        let expected = |udp: &str| format!("{{\"7000/tcp\":{one},\"7000/udp\":{udp},\"7001/tcp\":{two}}}");
+        assert_eq!(look("json .NetworkSettings.Ports"), expected(&bound(chosen)), "{isolation}");
+        assert_eq!(look("json .HostConfig.PortBindings"), expected(&bound("")), "{isolation}");
+        assert_eq!(look(".NetworkSettings.IPAddress"), "10.0.2.15", "{isolation}");
+        assert_eq!(look(".NetworkSettings.Networks.user.Gateway"), "10.0.2.2", "{isolation}");
+        assert_eq!(look(".HostConfig.NetworkMode"), "user", "{isolation}");
+        place.say(&["kill", "web"]);
+        place.say(&["wait", "web"]);
+        assert_eq!(ports("web"), "", "{isolation}");
+        assert_eq!(look("json .NetworkSettings.Ports"), "{}", "{isolation}");
+        place.say(&["rm", "web"]);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::cli::keeping::{each, roster};
 use crate::cli::output::{print, print_json};
 use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
-use crate::cli::{Context, place};
+use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
 use crate::spec::{Limits, MountSource, MountSpec, Status};
 use crate::volume::Volumes;
@@ -60,6 +60,7 @@ fn described(seen: &Seen) -> Value {
         "LogPath": seen.path.join("log.0"),
         "Mounts": spec.mounts.iter().map(|mount| described_mount(mount, definition.store.as_deref())).collect::<Vec<_>>(),
         "HostConfig": host_config(seen),
+        "NetworkSettings": network_settings(seen),
         "Config": {
             "Hostname": spec.hostname,
             "User": spec.process.user,
@@ -111,10 +112,31 @@ fn state(seen: &Seen) -> Value {
     })
 }
 
+/// Addresses and ports that it has now; empty while it does not run.
+fn network_settings(seen: &Seen) -> Value {
+    let attached = seen.standing.network.clone().unwrap_or_default();
+    let address = |six: bool| attached.addresses.iter().find(|(address, _)| address.is_ipv6() == six);
+    let gateway = |six: bool| attached.gateways.iter().find(|address| address.is_ipv6() == six);
+    let mac = attached.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    let endpoint = json!({
+        "IPAddress": address(false).map(|(address, _)| address.to_string()).unwrap_or_default(),
+        "IPPrefixLen": address(false).map_or(0, |(_, prefix)| *prefix),
+        "Gateway": gateway(false).map(ToString::to_string).unwrap_or_default(),
+        "GlobalIPv6Address": address(true).map(|(address, _)| address.to_string()).unwrap_or_default(),
+        "GlobalIPv6PrefixLen": address(true).map_or(0, |(_, prefix)| *prefix),
+        "IPv6Gateway": gateway(true).map(ToString::to_string).unwrap_or_default(),
+        "MacAddress": mac.unwrap_or_default(),
+    });
+    let mut settings = endpoint.clone();
+    settings["Ports"] = ports::map(&attached.ports);
+    settings["Networks"] = json!({ seen.definition.spec.network.mode.to_string(): endpoint });
+    settings
+}
+
 fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
     let Limits { memory, cpus, pids } = definition.spec.limits;
-    let log = definition.log;
+    let (log, network) = (definition.log, &definition.spec.network);
     let most = if let crate::spec::Restart::OnFailure(most) = definition.restart { most } else { 0 };
     json!({
         "AutoRemove": definition.remove,
@@ -122,6 +144,10 @@ fn host_config(seen: &Seen) -> Value {
         "Memory": memory.map_or(0, |m| m.0),
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
         "PidsLimit": pids,
+        "NetworkMode": network.mode,
+        "PortBindings": ports::map(&network.publish),
+        "Dns": network.dns,
+        "ExtraHosts": network.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect::<Vec<_>>(),
         "ReadonlyRootfs": definition.spec.read_only,
         "LogConfig": {
             "Type": if log.files == 0 { "none" } else { "local" },

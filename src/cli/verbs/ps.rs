@@ -9,7 +9,7 @@ use crate::cli::keeping::roster;
 use crate::cli::output::{columns, note, print};
 use crate::cli::template::Form;
 use crate::cli::time::{plain, span};
-use crate::cli::{Context, place};
+use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
 use crate::spec::{Isolation, Standing, Status};
 use crate::sys::clock::realtime_ns;
@@ -78,7 +78,7 @@ fn line(seen: &Seen, now: u64, whole: bool) -> Line {
         running_for: format!("{} ago", span(now.saturating_sub(definition.created_at_ns))),
         status: status(standing, now),
         state: standing.status.word(),
-        ports: String::new(),
+        ports: standing.network.as_ref().map(|network| ports::line(&network.ports)).unwrap_or_default(),
         names: standing.name.clone(),
         labels: labels.join(","),
     }
