@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this file and of the frames. A client refuses a lab of another version.
-pub(super) const PROTOCOL: u16 = 1;
+pub(super) const PROTOCOL: u16 = 2;
 
 /// One of a command's three streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,4 +105,6 @@ pub(super) enum Control {
     Status(super::Status),
     /// Keeper: the lab ends with this command unfinished.
     LabEnds(String),
+    /// Keeper to agent: nothing. That it comes is what counts.
+    Awake,
 }

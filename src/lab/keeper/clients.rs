@@ -11,6 +11,9 @@ use crate::lab::frame::{Body, Frame, FrameError};
 use crate::lab::message::{CommandSpec, Control, PROTOCOL, Stream};
 use crate::lab::{RunningCommand, Status};
 
+/// Time between two interrupts from outside.
+const AWAKE: Duration = Duration::from_millis(500);
+
 /// All clients, and the way to the agent. Locks are never held together.
 #[derive(Debug)]
 pub(super) struct Clients {
@@ -55,6 +58,15 @@ impl Clients {
             running_s: command.began.elapsed().as_secs(),
         });
         rows.collect()
+    }
+
+    /// Sends the lab an interrupt from outside every half second, until the channel ends. QEMU sets and clears one bit of its processor's word of
+    /// pending interrupts without a lock at each entry to and exit from a guest; a timer's interrupt that comes in that moment is lost, and
+    /// with it every later one, because the lab's kernel sets its timer in the handler. Any other interrupt makes QEMU look again.
+    pub(super) fn keep_awake(&self) {
+        while self.tell_agent(&Frame::control(0, Control::Awake)).is_ok() {
+            thread::sleep(AWAKE);
+        }
     }
 
     /// Passes what the agent says to the clients, until the channel ends.
@@ -177,4 +189,20 @@ fn pass_on(frames: &Receiver<Frame>, mut client: UnixStream) {
     }
     // The thread that reads from this client wakes by it.
     let _ = client.shutdown(std::net::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_is_kept_awake_until_its_channel_ends() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let keeper = thread::spawn(move || Clients::new(ours).keep_awake());
+        for _ in 0..2 {
+            assert_eq!(Frame::read(&mut theirs).unwrap(), Frame::control(0, Control::Awake));
+        }
+        drop(theirs);
+        keeper.join().unwrap();
+    }
 }

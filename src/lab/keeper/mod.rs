@@ -169,6 +169,10 @@ impl Lab<'_> {
             let (clients, from) = (Arc::clone(&clients), channel()?);
             thread::spawn(move || clients.route(from))
         };
+        {
+            let clients = Arc::clone(&clients);
+            thread::spawn(move || clients.keep_awake());
+        }
         say(&Says::Ready);
         let why = self.wait(&listener, &mut asked, &clients)?;
         drop(listener);
