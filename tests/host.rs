@@ -43,6 +43,8 @@ mod layers;
 mod life;
 #[path = "host/network.rs"]
 mod network;
+#[path = "host/programs.rs"]
+mod programs;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/registry.rs"]
@@ -63,6 +65,7 @@ const ALL: &[&[runner::Case]] = &[
     lives::CASES,
     net_device::CASES,
     network::CASES,
+    programs::CASES,
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,

@@ -247,7 +247,11 @@ fn folders_of_the_host_are_for_containers(place: &Place) {
 
 /// The monitor of a sandbox: a child of its keeper.
 fn monitor(place: &Place, name: &str) -> i32 {
-    let keeper = place.look(name, "{{.State.Pid}}");
+    monitor_of(&place.look(name, "{{.State.Pid}}"))
+}
+
+/// The monitor that is a child of this keeper.
+pub(crate) fn monitor_of(keeper: &str) -> i32 {
     let child = |path: PathBuf| {
         let stat = fs::read_to_string(path.join("stat")).ok()?;
         let (program, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
@@ -257,7 +261,7 @@ fn monitor(place: &Place, name: &str) -> i32 {
     fs::read_dir("/proc").unwrap().find_map(|e| child(e.unwrap().path())).expect("a monitor")
 }
 
-fn kill(pid: i32) {
+pub(crate) fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

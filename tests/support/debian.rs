@@ -30,25 +30,22 @@ pub(crate) fn must(command: &mut Command) -> String {
 /// `mmdebstrap --variant=essential`, made once and kept under `target/`.
 pub(crate) fn tarball() -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let folder = root().join("target/test-images");
-        let file = folder.join("debian.tar");
-        if !file.exists() {
-            fs::create_dir_all(&folder).unwrap();
-            let part = folder.join(format!("debian.{}.tar", std::process::id()));
-            must(
-                Command::new("mmdebstrap")
-                    .arg("--quiet")
-                    .arg("--variant=essential")
-                    .arg("bookworm")
-                    .arg(&part)
-                    .args(apt_sources()),
-            );
-            fs::rename(&part, &file).unwrap();
-        }
-        file
-    })
-    .clone()
+    MADE.get_or_init(|| bootstrapped("debian", &[])).clone()
+}
+
+/// A root file system of Debian's packages as a tar file, made once and kept under `target/`. The same packages give the same bytes.
+fn bootstrapped(name: &str, options: &[String]) -> PathBuf {
+    let folder = root().join("target/test-images");
+    let file = folder.join(format!("{name}.tar"));
+    if !file.exists() {
+        fs::create_dir_all(&folder).unwrap();
+        let part = folder.join(format!("{name}.{}.tar", std::process::id()));
+        let mut command = Command::new("mmdebstrap");
+        command.env("SOURCE_DATE_EPOCH", "1700000000").args(["--quiet", "--variant=essential"]).args(options);
+        must(command.arg("bookworm").arg(&part).args(apt_sources()));
+        fs::rename(&part, &file).unwrap();
+    }
+    file
 }
 
 /// Where this machine gets its packages from.
@@ -71,27 +68,64 @@ fn apt_sources() -> Vec<PathBuf> {
 pub(crate) fn layout() -> (PathBuf, &'static str) {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let folder = MADE.get_or_init(|| {
-        let folder = root().join("target/test-images/debian-oci");
-        if !folder.join("index.json").exists() {
-            let part = root().join(format!("target/test-images/debian-oci.{}", std::process::id()));
-            let image = format!("{}:12", part.display());
-            must(Command::new("umoci").args(["init", "--layout"]).arg(&part));
-            must(Command::new("umoci").args(["new", "--image", &image]));
-            must(Command::new("umoci").args(["raw", "add-layer", "--image", &image]).arg(tarball()));
-            must(Command::new("umoci").args([
-                "config",
-                "--image",
-                &image,
-                "--config.cmd",
-                "bash",
-                "--config.env",
-                "LANG=C.UTF-8",
-            ]));
-            fs::rename(&part, &folder).unwrap();
-        }
-        folder
+        layout_of("debian", "12", &tarball(), &["--config.cmd", "bash", "--config.env", "LANG=C.UTF-8"])
     });
     (folder.clone(), "12")
+}
+
+/// An OCI layout of one layer with this configuration, made once.
+fn layout_of(name: &str, tag: &str, tarball: &Path, config: &[&str]) -> PathBuf {
+    let folder = root().join(format!("target/test-images/{name}-oci"));
+    if !folder.join("index.json").exists() {
+        let part = root().join(format!("target/test-images/{name}-oci.{}", std::process::id()));
+        let image = format!("{}:{tag}", part.display());
+        must(Command::new("umoci").args(["init", "--layout"]).arg(&part));
+        must(Command::new("umoci").args(["new", "--image", &image]));
+        must(Command::new("umoci").args(["raw", "add-layer", "--image", &image]).arg(tarball));
+        must(Command::new("umoci").args(["config", "--image", &image]).args(config));
+        fs::rename(&part, &folder).unwrap();
+    }
+    folder
+}
+
+/// PostgreSQL 15, nginx, Redis and Flask in one image, from Debian's packages: its reference in the tests' store. Built where there are
+/// packages to be had, which the lab has not: there it has to be in the store.
+pub(crate) fn programs() -> &'static str {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    const REFERENCE: &str = "programs-oci:1";
+    LOADED.get_or_init(|| {
+        if !must(duplex().args(["images", "--format", "json"])).contains("\"repository\": \"programs-oci\"") {
+            let tarball = bootstrapped("programs", &program_options());
+            let layout = layout_of("programs", "1", &tarball, &["--config.env", "LANG=C.UTF-8"]);
+            must(duplex().args(["load", "-q", "-i"]).arg(layout));
+        }
+    });
+    REFERENCE
+}
+
+/// Without what these programs run well without, and without what is another at every build: PostgreSQL's first cluster, a certificate
+/// and the cache of debconf.
+fn program_options() -> Vec<String> {
+    let left_out = [
+        "/usr/share/doc/*",
+        "/usr/share/man/*",
+        "/usr/share/locale/*",
+        "/usr/share/i18n/*",
+        "/usr/lib/*/libLLVM*",
+        "/usr/lib/*/libz3*",
+        "/usr/lib/*/perl/*/CORE/*",
+        "/usr/lib/*/perl/*/auto/Encode/*/*",
+        "/usr/lib/postgresql/15/lib/bitcode/*",
+    ];
+    let no_cluster = "mkdir -p \"$1/etc/postgresql-common\" && \
+        echo create_main_cluster = false > \"$1/etc/postgresql-common/createcluster.conf\"";
+    let no_chance = "rm -f \"$1\"/etc/ssl/private/ssl-cert-snakeoil.key \"$1\"/etc/ssl/certs/ssl-cert-snakeoil.pem \
+        \"$1\"/var/cache/debconf/*";
+    let mut options: Vec<String> = left_out.iter().map(|path| format!("--dpkgopt=path-exclude={path}")).collect();
+    options.push("--include=postgresql-15,nginx-light,redis-server,python3-flask".to_owned());
+    options.push(format!("--essential-hook={no_cluster}"));
+    options.push(format!("--customize-hook={no_chance}"));
+    options
 }
 
 /// Debian's `docker-registry` on a free port of the loopback.
