@@ -9,7 +9,7 @@ STATIC   := target/static/$(TRIPLE)/$(PROFILE)
 STATIC_FLAGS := --$(PROFILE) --target $(TRIPLE) --target-dir target/static
 LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1","DUPLEX_TEST_STRICT=$(DUPLEX_TEST_STRICT)"]
 
-.PHONY: build compare test test-offline test-host test-lab bench kernel deps deps-test fmt lint doc clean
+.PHONY: build compare test test-offline test-host test-lab test-kills bench kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -32,6 +32,12 @@ test: deps-test build
 	cargo test --workspace --lib --bins --test tests
 	cargo test --test host
 	cargo --config '$(LAB_RUN)' test --test host
+	$(DUPLEX) lab stop
+
+# So many kills at random moments of all verbs; `make test` does a dozen.
+KILLS ?= 1000
+test-kills: deps-test build
+	DUPLEX_TEST_KILLS=$(KILLS) DUPLEX_TEST_LIMIT=86400 cargo --config '$(LAB_RUN)' test --test host -- kills::
 	$(DUPLEX) lab stop
 
 # Against crun, runc and QEMU in one run.

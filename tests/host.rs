@@ -31,10 +31,14 @@ mod net_device;
 
 #[path = "host/bad_ends.rs"]
 mod bad_ends;
+#[path = "host/bad_input.rs"]
+mod bad_input;
 #[path = "conformance/mod.rs"]
 mod conformance;
 #[path = "host/inside.rs"]
 mod inside;
+#[path = "host/kills.rs"]
+mod kills;
 #[path = "host/lab.rs"]
 mod lab;
 #[path = "host/layers.rs"]
@@ -57,8 +61,10 @@ mod volumes;
 /// The modules' cases. A new module adds its line here.
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
+    bad_input::CASES,
     devices::CASES,
     inside::CASES,
+    kills::CASES,
     lab::CASES,
     layers::CASES,
     life::CASES,

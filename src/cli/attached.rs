@@ -2,10 +2,11 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::SIGWINCH;
 use signal_hook::iterator::Signals;
@@ -16,6 +17,9 @@ use crate::keeper::client::{self, ClientError};
 use crate::keeper::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Remote, SandboxError};
 use crate::spec::{Isolation, Outcome, ProcessSpec, SandboxId, TerminalSize};
+
+/// How long the end of a process may take.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Detach keys that mean nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -36,6 +40,26 @@ pub(crate) enum AttachError {
     /// The keeper left.
     #[error("The sandbox's keeper is gone: 'duplex ps -a' tells what became of the sandbox")]
     Lost,
+    /// The keeper lives, and does not wait any longer.
+    #[error(
+        "The sandbox goes on without this connection, since nobody has read the output here: 'duplex logs' has that of the sandbox's own command"
+    )]
+    LeftBehind,
+}
+
+impl AttachError {
+    /// Why a connection to the keeper of this folder has ended without a word.
+    fn of_silence(folder: &Path) -> Self {
+        // A keeper that was killed has its lock for a moment longer than its connections.
+        let deadline = Instant::now() + LAST_MOMENT;
+        while client::runs(folder) {
+            if Instant::now() > deadline {
+                return Self::LeftBehind;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Self::Lost
+    }
 }
 
 /// How an attachment ended.
@@ -111,7 +135,7 @@ pub(crate) fn attach(wish: &Wish) -> Result<Left, AttachError> {
     match outcome {
         Some(outcome) => Ok(Left::Ended(outcome)),
         None if detached.load(Ordering::SeqCst) => Ok(Left::Detached),
-        None => Err(AttachError::Lost),
+        None => Err(AttachError::of_silence(&wish.folder)),
     }
 }
 
@@ -158,7 +182,7 @@ pub(crate) fn exec(further: &Further) -> Result<Left, AttachError> {
     match outcome {
         Some(outcome) => Ok(Left::Ended(outcome)),
         None if detached.load(Ordering::SeqCst) => Ok(Left::Detached),
-        None => Err(AttachError::Lost),
+        None => Err(AttachError::of_silence(&further.folder)),
     }
 }
 

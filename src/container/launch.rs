@@ -10,6 +10,7 @@ use std::time::Duration;
 use duplex_wire::{Ending, FailureKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::orders::{Orders, Report, Request, WireError, receive, send, send_orders};
 
@@ -53,13 +54,21 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
-    control: OwnedFd,
+    wire: Wire,
     /// The container's first process.
     pub process: Arc<OwnedFd>,
     /// Master side of its terminal.
     pub terminal: Option<Arc<OwnedFd>>,
     /// When namespaces, mounts and cgroup stood, nanoseconds of CLOCK_MONOTONIC.
     pub created_at_ns: u64,
+}
+
+/// The way to container-init. Its end alone is not the end of the socket: what it has begun to make may have a copy.
+#[derive(Debug)]
+struct Wire {
+    control: OwnedFd,
+    /// Its pidfd.
+    child: OwnedFd,
 }
 
 /// What became of a start, or of a creation that already knows the answer.
@@ -96,12 +105,14 @@ pub fn create(
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| spawn_failed(e.into()))?;
     let child = spawn(program, "container-init", theirs).map_err(spawn_failed)?;
+    let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
     let mut ending = End(Some(child));
+    let wire = Wire { control: ours, child: watched.map_err(|e| spawn_failed(e.into()))? };
     let network: Vec<OwnedFd> = network.into_iter().flat_map(|(namespace, helper)| [namespace, helper]).collect();
     let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&network).chain(&pieces).map(AsFd::as_fd).collect();
-    send_orders(&ours, orders, &descriptors).map_err(LaunchError::Wire)?;
+    send_orders(&wire.control, orders, &descriptors).map_err(LaunchError::Wire)?;
     drop((stdio, network, pieces));
-    let (report, descriptors) = next(&ours, Some(PATIENCE))?;
+    let (report, descriptors) = wire.next(Some(PATIENCE))?;
     let created_at_ns = match report {
         Report::Created { at_ns } => at_ns,
         Report::NotExecuted { kind, text } => return Ok(Creation::Not(kind, text)),
@@ -111,7 +122,7 @@ pub fn create(
     let process = descriptors.next().ok_or(LaunchError::Wire(WireError::Ended))?;
     let terminal = descriptors.next();
     let Some(child) = ending.0.take() else { return Err(LaunchError::Silent) };
-    Ok(Creation::Ready(Launched { child, control: ours, process, terminal, created_at_ns }))
+    Ok(Creation::Ready(Launched { child, wire, process, terminal, created_at_ns }))
 }
 
 /// Our own program through a read-only view of it: what runs in the container can reach container-init's program file through `/proc`, and
@@ -135,8 +146,8 @@ impl Launched {
     /// # Errors
     /// What container-init reports, or its silence.
     pub fn start(&mut self) -> Result<Started, LaunchError> {
-        send(&self.control, &Request::Start, &[]).map_err(LaunchError::Wire)?;
-        match next(&self.control, Some(PATIENCE))?.0 {
+        send(&self.wire.control, &Request::Start, &[]).map_err(LaunchError::Wire)?;
+        match self.wire.next(Some(PATIENCE))?.0 {
             Report::Started { at_ns } => Ok(Started::At(at_ns)),
             Report::NotExecuted { kind, text } => Ok(Started::Not(kind, text)),
             other => Err(unexpected(other)),
@@ -148,7 +159,7 @@ impl Launched {
     /// # Errors
     /// What container-init reports, or its own end.
     pub fn wait(&mut self) -> Result<(Ending, u64), LaunchError> {
-        match next(&self.control, None)?.0 {
+        match self.wire.next(None)?.0 {
             Report::Exited { ending, at_ns } => Ok((ending, at_ns)),
             other => Err(unexpected(other)),
         }
@@ -178,16 +189,28 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn next(control: &OwnedFd, patience: Option<Duration>) -> Result<(Report, Vec<OwnedFd>), LaunchError> {
-    if let Some(patience) = patience {
-        let limit = Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
-        let mut watched = [PollFd::new(control, PollFlags::IN)];
-        let ready = rustix::io::retry_on_intr(|| poll(&mut watched, Some(&limit)));
-        if ready.map_err(|e| LaunchError::Wire(e.into()))? == 0 {
-            return Err(LaunchError::Silent);
+impl Wire {
+    /// The next report.
+    fn next(&self, patience: Option<Duration>) -> Result<(Report, Vec<OwnedFd>), LaunchError> {
+        let limit = patience.map(|p| Timespec { tv_sec: i64::try_from(p.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 });
+        let readable = |limit: Option<&Timespec>| {
+            let mut watched = [PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.child, PollFlags::IN)];
+            let ready = rustix::io::retry_on_intr(|| poll(&mut watched, limit));
+            let ready = ready.map_err(|e| LaunchError::Wire(e.into()))?;
+            Ok::<_, LaunchError>((ready > 0).then(|| !watched[0].revents().is_empty()))
+        };
+        let spoken = match readable(limit.as_ref())? {
+            None => return Err(LaunchError::Silent),
+            Some(true) => true,
+            // It has ended; its last words may have come meanwhile.
+            Some(false) => readable(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?.unwrap_or(false),
+        };
+        if spoken {
+            receive(&self.control).map_err(LaunchError::Wire)
+        } else {
+            Err(LaunchError::Wire(WireError::Ended))
         }
     }
-    receive(control).map_err(LaunchError::Wire)
 }
 
 fn unexpected(report: Report) -> LaunchError {
@@ -213,5 +236,24 @@ impl std::fmt::Display for Reported {
 impl std::error::Error for Reported {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.as_deref().map(|c| -> &(dyn std::error::Error + 'static) { c })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_process_is_heard_though_its_socket_is_held_open() {
+        let (control, held) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let wire = Wire { control, child: pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap() };
+        assert!(matches!(wire.next(Some(Duration::ZERO)), Err(LaunchError::Silent)));
+        let last = Report::Started { at_ns: 1 };
+        send(&held, &last, &[]).unwrap();
+        end(&mut child);
+        assert_eq!(wire.next(None).unwrap().0, last, "what it said before is heard first");
+        assert!(matches!(wire.next(None), Err(LaunchError::Wire(WireError::Ended))));
     }
 }

@@ -125,7 +125,11 @@ fn pump(from: OwnedFd, stream: Stream, client: &Arc<Attached>) -> io::Result<Joi
                 Ok(0) => return,
                 Ok(count) => {
                     let bytes = buffer.get(..count).unwrap_or_default();
-                    if client.as_ref().is_some_and(|to| to.with(|to| send_bytes(to, stream, bytes)).is_err()) {
+                    if let Some(to) = &client
+                        && to.with(|to| send_bytes(to, stream, bytes)).is_err()
+                    {
+                        // Part of a frame may be on its way: the connection is worth nothing any more.
+                        let _ = to.with(|to| to.shutdown(std::net::Shutdown::Both));
                         client = None;
                     }
                 }

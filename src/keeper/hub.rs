@@ -170,6 +170,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_never_reads_is_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Arc::new(Hub::new(Log::new(dir.path(), LogLimits::default())));
+        let (mut theirs, client) = UnixStream::pair().unwrap();
+        let deaf = Attached::new(client).unwrap();
+        deaf.with(|stream| stream.set_write_timeout(Some(Duration::from_millis(20)))).unwrap();
+        hub.attach(&Arc::new(deaf));
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let pump = hub.pump(Stream::Output, read, None).unwrap();
+        File::from(write).write_all(&vec![b'x'; 4 << 20]).unwrap();
+        pump.join().unwrap();
+        assert!(lock(&hub.clients).is_empty());
+        let mut taken = Vec::new();
+        theirs.read_to_end(&mut taken).unwrap();
+        assert!(!taken.is_empty() && taken.len() < 4 << 20, "its connection ended at {} bytes", taken.len());
+    }
+
+    #[test]
     fn a_gone_foreground_closes_the_commands_pipe() {
         let dir = tempfile::tempdir().unwrap();
         let hub = Arc::new(Hub::new(Log::new(dir.path(), LogLimits::default())));

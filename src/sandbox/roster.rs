@@ -7,12 +7,14 @@
 //! STATE/roster/<id>/unsettled        its owner is at work: found with the lock free, the owner has died and the entry needs repair
 //! STATE/roster/<id>/control          the keeper's socket
 //! STATE/roster/<id>/log.<n>          its output
+//! STATE/roster/<id>/room             bytes that are given up when the disk is full, so that its end can be written down
 //! STATE/roster/new-*                 a folder that is not complete yet
 //! ```
 //!
 //! What the engines hold of a running sandbox is on the shelf (`shelf`), and is cleared before an entry is repaired.
 
 mod names;
+mod room;
 mod stored;
 mod volumes;
 
@@ -195,6 +197,7 @@ impl Roster {
             mark(fresh)?;
         }
         stored::write_new(&fresh.join(DEFINITION), definition)?;
+        room::keep(fresh)?;
         Ok(lock)
     }
 
@@ -433,7 +436,7 @@ impl Entry {
     /// # Errors
     /// What the file system says.
     pub fn save(&self) -> Result<(), RosterError> {
-        stored::write(&self.path.join(STANDING), &self.standing)
+        room::save(&self.path, &self.standing)
     }
 
     /// Says that its owner is at work from now on.
@@ -484,7 +487,7 @@ impl Entry {
         // A repair removes what was to go at its end without being told more.
         if !self.definition.remove {
             self.standing.status = Status::Removing;
-            self.save()?;
+            room::save_or_make_room(&self.path, &self.standing)?;
         }
         self.names.drop(&self.standing.name, &self.definition.spec.id)?;
         let volumes = if self.definition.remove { volumes::remove_anonymous(&self.definition) } else { Ok(()) };

@@ -63,6 +63,11 @@ impl Place {
         self.before = inventory(&[self.folder.path()]);
     }
 
+    /// What was there when it was counted last.
+    pub(crate) fn before(&self) -> &std::collections::BTreeSet<String> {
+        &self.before
+    }
+
     /// The case's own folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()

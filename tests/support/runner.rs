@@ -49,8 +49,8 @@ pub(crate) enum Need {
     File(&'static str),
 }
 
-/// Longest time a case may take before the whole run is given up.
-const LIMIT: Duration = Duration::from_secs(900);
+/// Longest time a case may take before the whole run is given up, in seconds, unless `DUPLEX_TEST_LIMIT` says another.
+const LIMIT: u64 = 900;
 
 /// Lines of a failure's words that are shown from its beginning and from its end.
 const HEAD_LINES: usize = 30;
@@ -154,9 +154,11 @@ fn run_all(cases: &[Case], threads: usize, tally: &Mutex<Tally>) {
 /// A thread cannot be ended from outside: a case over its limit ends the run.
 #[allow(clippy::exit, reason = "the one way out while a case's thread is stuck")]
 fn give_up_on_the_stuck(running: &Mutex<Vec<(&'static str, Instant)>>) {
-    let stuck = running.lock().unwrap().iter().find(|(_, began)| began.elapsed() > LIMIT).copied();
+    let limit = std::env::var("DUPLEX_TEST_LIMIT").ok().and_then(|text| text.parse().ok()).unwrap_or(LIMIT);
+    let over = |began: Instant| began.elapsed() > Duration::from_secs(limit);
+    let stuck = running.lock().unwrap().iter().find(|(_, began)| over(*began)).copied();
     if let Some((name, _)) = stuck {
-        println!("case {name} ... FAILED: still running after {} s; the run is given up", LIMIT.as_secs());
+        println!("case {name} ... FAILED: still running after {limit} s; the run is given up");
         std::process::exit(1);
     }
 }
