@@ -19,10 +19,12 @@ pub(super) enum Grip {
     Gone,
 }
 
-/// Makes a folder's lock, held by the caller.
+/// Makes a folder's lock, held by the caller from the moment that it has its name: one that is free has no owner any more.
 pub(super) fn make(path: &Path) -> io::Result<File> {
-    let lock = File::options().create_new(true).write(true).mode(0o600).open(path)?;
+    let part = path.with_extension("part");
+    let lock = File::options().create_new(true).write(true).mode(0o600).open(&part)?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    fs::rename(&part, path)?;
     Ok(lock)
 }
 

@@ -36,7 +36,7 @@ use crate::volume::VolumeError;
 /// How long another command may hold an entry's lock for a change.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// An incomplete folder that is older than this, and not locked, belongs to nobody.
+/// An incomplete folder without a lock that is older than this belongs to nobody.
 const STALE: Duration = Duration::from_secs(20);
 
 const DEFINITION: &str = "definition.json";
@@ -393,13 +393,13 @@ impl Roster {
         remove_all(path)
     }
 
-    /// A folder that was never finished. Its owner may be about to take the lock, so only an old one goes.
+    /// A folder that was never finished. Its owner may be about to make the lock, so one without is left alone until it is old.
     fn clear_incomplete(&self, name: &str) -> Result<(), RosterError> {
         let path = self.folder.join(name);
         let age = |m: fs::Metadata| SystemTime::now().duration_since(m.modified().ok()?).ok();
         let old = || fs::metadata(&path).ok().and_then(age).is_some_and(|age| age > STALE);
-        let Ok(Grip::Free(_lock)) = try_lock(&path) else { return Ok(()) };
-        if !old() {
+        let Ok(Grip::Free(lock)) = try_lock(&path) else { return Ok(()) };
+        if lock.is_none() && !old() {
             return Ok(());
         }
         let id = name.split('-').nth(1).and_then(|id| id.parse::<SandboxId>().ok());

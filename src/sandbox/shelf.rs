@@ -27,7 +27,7 @@ use crate::spec::{IdError, Isolation, SandboxId, SandboxSpec};
 /// Version of [`Record`] on disk.
 const VERSION: u32 = 1;
 
-/// An incomplete folder that is older than this belongs to nobody.
+/// An incomplete folder without a lock that is older than this belongs to nobody.
 const STALE: Duration = Duration::from_secs(60);
 
 /// The folder of all running sandboxes.
@@ -237,7 +237,7 @@ impl Shelf {
         Ok(true)
     }
 
-    /// Folders that were never finished. Their owner may be about to finish them, so only old ones go.
+    /// Folders that were never finished and whose lock is free. An owner may be about to make the lock, so those without go when they are old.
     fn clear_incomplete(&self, found: &mut Reconciled) -> Result<(), ShelfError> {
         let entries = fs::read_dir(&self.folder).map_err(|e| failed("read", &self.folder, e))?;
         for entry in entries.filter_map(Result::ok) {
@@ -247,9 +247,11 @@ impl Shelf {
             let age = |m: fs::Metadata| SystemTime::now().duration_since(m.modified().ok()?).ok();
             let old = entry.metadata().ok().and_then(age).is_some_and(|age| age > STALE);
             let path = entry.path();
-            if !old || is_held(&path) {
-                continue;
-            }
+            let _lock = match try_lock(&path) {
+                Ok(Grip::Free(Some(lock))) => Some(lock),
+                Ok(Grip::Free(None)) if old => None,
+                _ => continue,
+            };
             match fs::remove_dir_all(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => found.failed.push(failed("remove", &path, e)),
                 _ => {}

@@ -154,11 +154,13 @@ fn what_was_to_go_goes() {
     let torn = roster.add(definition(3), Some("torn"), false).unwrap();
     fs::remove_file(torn.path().join("definition.json")).unwrap();
     drop(torn);
-    let incomplete = dir.path().join("roster/new-a00000000009-1");
+    let [incomplete, dead] =
+        ["new-a00000000009-1", "new-a00000000008-1"].map(|name| dir.path().join("roster").join(name));
     fs::create_dir(&incomplete).unwrap();
-    fs::write(incomplete.join("lock"), "").unwrap();
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join("lock"), "").unwrap();
     roster.repair().unwrap();
-    assert!(incomplete.exists(), "its owner may be about to finish it");
+    assert!(incomplete.exists() && !dead.exists(), "an owner that lives makes a lock and holds it");
     File::open(&incomplete).unwrap().set_modified(SystemTime::now() - STALE * 2).unwrap();
     assert!(roster.repair().unwrap().is_empty());
     nothing_left(&dir);

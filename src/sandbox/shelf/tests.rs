@@ -159,8 +159,13 @@ fn an_old_incomplete_folder_goes_and_a_fresh_one_stays() {
     fs::create_dir(&fresh).unwrap();
     let past = SystemTime::now() - STALE * 2;
     File::open(&old).unwrap().set_modified(past).unwrap();
+    let [dead, busy] = ["new-dead", "new-busy"].map(|name| dir.path().join(name));
+    fs::create_dir(&dead).unwrap();
+    fs::create_dir(&busy).unwrap();
+    drop(grip::make(&dead.join("lock")).unwrap());
+    let _held = grip::make(&busy.join("lock")).unwrap();
     shelf.reconcile().unwrap();
-    assert_eq!(files(dir.path()), ["names", "new-fresh"]);
+    assert_eq!(files(dir.path()), ["names", "new-busy", "new-fresh"]);
 }
 
 #[test]
