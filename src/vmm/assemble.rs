@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::boot::{self, Image, LoadError, Payload};
-use super::bus::{self, Bus};
+use super::bus::{self, Bus, Routes};
 use super::events::{Poller, Wake};
 use super::ioapic::{IoApic, Pin};
 use super::kvm::{KvmError, Vcpu, Vm};
@@ -145,17 +145,16 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     devices.make()?;
     let (list, waiting) = (devices.list, devices.waiting);
     let windows: Vec<_> =
-        (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::pin(number)?))).collect();
+        (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::irq(number)?))).collect();
     let cmdline = boot::cmdline(&spec.cmdline, &windows)?;
-    let pins: Vec<_> = windows.iter().map(|(_, _, pin)| *pin).chain([SERIAL_IRQ]).collect();
-    let last = pins.iter().max().and_then(|pin| usize::try_from(*pin).ok()).unwrap_or(0);
-    let ioapic = Arc::new(IoApic::new(last + 1, vm.clone()));
+    let routes = Routes::new(windows.iter().map(|(_, _, irq)| *irq).chain([SERIAL_IRQ]));
+    let ioapic = Arc::new(IoApic::new(routes.pins(), vm.clone()));
     let payload = Payload {
         kernel: (&kernel, &image),
         initramfs: initramfs.as_deref(),
         cmdline: &cmdline,
         vcpus: spec.vcpus,
-        pins: &pins,
+        routes: &routes,
     };
     let state = boot::load(&ram, spec.memory_mib, &payload)?;
     let mut vcpus = Vec::new();
@@ -169,8 +168,8 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
         }
     }
     let copy = spec.console.map(|fd| inherited.get(fd, "console")).transpose()?;
-    let ports = Ports::new(Serial::new(Arc::new(Pin::new(ioapic.clone(), SERIAL_IRQ)), copy));
-    let devices = on_bus(list, &ioapic, &ram, wake);
+    let ports = Ports::new(Serial::new(Arc::new(Pin::new(ioapic.clone(), routes.pin(SERIAL_IRQ))), copy));
+    let devices = on_bus(list, (&ioapic, &routes), &ram, wake);
     Ok(Machine { vcpus, bus: Arc::new(Bus::new(ports, ioapic, devices)), waiting })
 }
 
@@ -198,14 +197,14 @@ fn check_net(net: &NetDeviceSpec) -> Result<(), AssembleError> {
 
 fn on_bus(
     list: Vec<Box<dyn VirtioDevice>>,
-    ioapic: &Arc<IoApic>,
+    (ioapic, routes): (&Arc<IoApic>, &Routes),
     ram: &Arc<GuestRam>,
     wake: &Arc<Wake>,
 ) -> Vec<MmioDevice> {
     list.into_iter()
         .enumerate()
         .filter_map(|(number, device)| {
-            let line = Arc::new(Pin::new(ioapic.clone(), bus::pin(number)?));
+            let line = Arc::new(Pin::new(ioapic.clone(), routes.pin(bus::irq(number)?)));
             Some(MmioDevice::new(device, ram.clone(), Interrupt::new(line), wake.clone()))
         })
         .collect()

@@ -1,5 +1,6 @@
 //! The bus: which device answers an address. Addresses and interrupts are fixed by a device's number.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::spec::MachineExit;
@@ -11,16 +12,47 @@ use crate::vmm::virtio::mmio::{MmioDevice, WINDOW};
 /// Address of the first device's window, in the hole below 4 GiB and clear of the interrupt chips.
 pub const FIRST_WINDOW: u64 = 0xd000_0000;
 
-/// IOAPIC pins of the devices, by number, from the lowest: the IOAPIC is as large as the highest pin in use. Left out are those that Linux takes
-/// for itself (0 and 2, the timer and the second PIC) and the serial port's.
-const PINS: [u32; 16] = [1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
+/// Interrupts of the devices, by number, from the lowest. Left out are those that Linux takes for itself (0 and 2, the timer and the second PIC)
+/// and the serial port's.
+const IRQS: [u32; 16] = [1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
+
+/// First interrupt that is none of the ISA bus: Linux takes its number for that of the pin.
+const FIRST_WITH_OWN_PIN: u32 = 16;
 
 /// Most devices on the bus.
-pub const MOST_DEVICES: usize = PINS.len();
+pub const MOST_DEVICES: usize = IRQS.len();
 
 /// The interrupt of device `number`; none beyond [`MOST_DEVICES`].
-pub fn pin(number: usize) -> Option<u32> {
-    PINS.get(number).copied()
+pub fn irq(number: usize) -> Option<u32> {
+    IRQS.get(number).copied()
+}
+
+/// Interrupts and the IOAPIC pins they go to, one pin after the other as far as that is possible: each pin costs a boot some 30 exits.
+#[derive(Clone, Debug)]
+pub struct Routes(Vec<(u32, u32)>);
+
+impl Routes {
+    /// For these interrupts.
+    pub fn new(irqs: impl Iterator<Item = u32>) -> Self {
+        let irqs: BTreeSet<u32> = irqs.collect();
+        let packed = irqs.last().is_none_or(|last| *last < FIRST_WITH_OWN_PIN);
+        Self((0..).zip(irqs).map(|(place, irq)| (irq, if packed { place } else { irq })).collect())
+    }
+
+    /// The pin of an interrupt; one that no chip has if it was not asked for.
+    pub fn pin(&self, irq: u32) -> u32 {
+        self.0.iter().find(|(known, _)| *known == irq).map_or(u32::MAX, |(_, pin)| *pin)
+    }
+
+    /// Number of pins that the chip needs.
+    pub fn pins(&self) -> usize {
+        self.0.last().and_then(|(_, pin)| usize::try_from(*pin).ok()).map_or(0, |last| last + 1)
+    }
+
+    /// All, as (interrupt, pin).
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.0.iter().copied()
+    }
 }
 
 /// The address of device `number`.
@@ -96,5 +128,21 @@ impl Bus {
     /// A vCPU writes a port. Returns how the machine ends, if that ends it.
     pub fn port_out(&self, port: u16, data: &[u8]) -> Option<MachineExit> {
         self.ports.write(port, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_follow_each_other_unless_one_must_have_its_own() {
+        let few = Routes::new([4, 1, 3].into_iter());
+        assert_eq!(few.iter().collect::<Vec<_>>(), [(1, 0), (3, 1), (4, 2)]);
+        assert_eq!((few.pins(), few.pin(4), few.pin(5)), (3, 2, u32::MAX));
+        let many = Routes::new(IRQS.into_iter().chain([4]));
+        assert!(many.iter().all(|(irq, pin)| irq == pin));
+        assert_eq!(many.pins(), 19);
+        assert_eq!(Routes::new([].into_iter()).pins(), 0);
     }
 }

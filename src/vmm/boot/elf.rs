@@ -2,7 +2,9 @@
 //!
 //! ELF: System V ABI, chapters 4 and 5. Sizes and places come from a file that the user named: all arithmetic is checked all the same.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use linux_loader::elf::{
@@ -12,8 +14,9 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{ByteValued, GuestAddress};
 
 use super::LoadError;
+use super::sections::{Code, Sections};
 use crate::spec::MIB;
-use crate::vmm::memory::{FilePlacer, GuestRam, PAGE};
+use crate::vmm::memory::{FilePlacer, GuestRam, HUGE, PAGE, make_own, share_pages};
 
 const MOST_SEGMENTS: usize = 64;
 /// `header` of a bzImage, at 0x202 (Linux `Documentation/arch/x86/boot.rst`).
@@ -53,9 +56,10 @@ pub enum ImageError {
 pub struct Image {
     entry: u64,
     segments: Vec<Elf64_Phdr>,
+    sections: Sections,
 }
 
-fn read_at(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, ImageError> {
+pub(super) fn read_at(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, ImageError> {
     let mut done = 0;
     while done < buffer.len() {
         let got = rustix::io::pread(file, &mut buffer[done..], offset.saturating_add(done as u64))
@@ -107,7 +111,9 @@ impl Image {
             let offset = header.e_phoff.saturating_add((index * size) as u64);
             table.push(read_struct(file, offset, "it ends within its program headers")?);
         }
-        Self::check(header.e_entry, &table, super::size(file).map_err(ImageError::Read)?)
+        let mut image = Self::check(header.e_entry, &table, super::size(file).map_err(ImageError::Read)?)?;
+        image.sections = Sections::read(file, &header, &image.segments);
+        Ok(image)
     }
 
     fn check(entry: u64, table: &[Elf64_Phdr], length: u64) -> Result<Self, ImageError> {
@@ -124,7 +130,7 @@ impl Image {
         if !segments.iter().any(enters) {
             return Err(ImageError::Damaged("its entry is in none of its segments"));
         }
-        Ok(Self { entry, segments })
+        Ok(Self { entry, segments, sections: Sections::default() })
     }
 
     /// Guest address of the first instruction.
@@ -137,12 +143,35 @@ impl Image {
         self.segments.iter().filter_map(end_of).max().unwrap_or(0)
     }
 
-    /// Parts that the kernel does not write to by intent, as (guest address, length), in whole pages.
+    /// Parts that lie in small pages, as (guest address, length), in whole pages: what the kernel does not write to by intent, and the huge
+    /// pages that hold its start-up code.
     pub fn mapped(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.segments.iter().filter(|s| s.p_flags & PF_W == 0).map(|s| {
+        let read_only = self.segments.iter().filter(|s| s.p_flags & PF_W == 0).map(|s| {
             let begin = s.p_paddr / PAGE * PAGE;
             (begin, (s.p_paddr - begin + s.p_filesz).next_multiple_of(PAGE))
+        });
+        read_only.chain(self.mixed().into_iter().map(|begin| (begin, HUGE)))
+    }
+
+    /// Whole pages of code in segments that are copied otherwise: what runs once, at start. Mapped they are shared by all machines.
+    fn start_up(&self) -> impl Iterator<Item = Code> + '_ {
+        let written = |addr: u64| {
+            self.segments.iter().any(|s| s.p_flags & PF_W != 0 && (s.p_paddr..s.p_paddr + s.p_memsz).contains(&addr))
+        };
+        self.sections.code.iter().filter(move |code| written(code.addr)).filter_map(|code| {
+            let head = code.addr.next_multiple_of(PAGE) - code.addr;
+            let len = code.len.checked_sub(head)? / PAGE * PAGE;
+            let aligned = code.addr % PAGE == code.offset % PAGE;
+            (aligned && len > 0).then_some(Code { addr: code.addr + head, offset: code.offset + head, len })
         })
+    }
+
+    /// Addresses of the huge pages with such code.
+    fn mixed(&self) -> BTreeSet<u64> {
+        self.start_up()
+            .flat_map(|code| code.addr / HUGE..=(code.addr + code.len - 1) / HUGE)
+            .map(|n| n * HUGE)
+            .collect()
     }
 
     /// Puts the kernel into memory: code is mapped as far as it goes, and what the kernel will write to is copied, since each page of it would
@@ -154,12 +183,31 @@ impl Image {
         let read_only = self.segments.iter().filter(|s| s.p_flags & PF_W == 0);
         let mappable = read_only.map(|s| s.p_offset..s.p_offset + s.p_filesz).collect();
         let mut placer = FilePlacer::new(ram, file, mappable);
-        match Elf::load(ram, None, &mut placer, Some(GuestAddress(MIB))) {
-            Ok(_) => Ok(()),
+        if let Err(source) = Elf::load(ram, None, &mut placer, Some(GuestAddress(MIB))) {
             // The loader's own words do not tell more than that reading failed.
-            Err(source) => Err(placer.take_error().map_or(LoadError::Loader(source), LoadError::Place)),
+            return Err(placer.take_error().map_or(LoadError::Loader(source), LoadError::Place));
+        }
+        self.mixed().into_iter().for_each(|begin| make_own(ram, begin, HUGE));
+        for code in self.start_up() {
+            share_pages(ram, code.addr, file, code.offset, code.len)?;
+        }
+        for run in runs(&self.sections.patched) {
+            make_own(ram, run.start, run.end - run.start);
+        }
+        Ok(())
+    }
+}
+
+/// Pages in a row as ranges.
+fn runs(pages: &BTreeSet<u64>) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(last) if last.end == *page => last.end += PAGE,
+            _ => runs.push(*page..page + PAGE),
         }
     }
+    runs
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 mod elf;
 mod mptable;
+mod sections;
 mod zero_page;
 
 use std::io;
@@ -20,6 +21,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 pub use elf::{Image, ImageError};
 
+use super::bus::Routes;
 use super::kvm::{BootState, write_tables};
 use super::memory::{self, GuestRam, HOLE_BEGIN, HUGE, MemoryError, place_file};
 use crate::spec::MIB;
@@ -86,8 +88,8 @@ pub struct Payload<'a> {
     pub cmdline: &'a Cmdline,
     /// Processors.
     pub vcpus: u8,
-    /// IOAPIC pins with a device.
-    pub pins: &'a [u32],
+    /// Interrupts with a device and their IOAPIC pins.
+    pub routes: &'a Routes,
 }
 
 /// Size of a file in bytes.
@@ -128,7 +130,7 @@ pub fn load(ram: &GuestRam, memory_mib: u32, payload: &Payload<'_>) -> Result<Bo
         place_file(ram, initramfs_addr, file, 0, initramfs_len)?;
     }
     load_cmdline(ram, GuestAddress(CMDLINE_ADDR), payload.cmdline).map_err(LoadError::WriteCmdline)?;
-    let mp_table = mptable::build(payload.vcpus, payload.pins.iter().copied());
+    let mp_table = mptable::build(payload.vcpus, payload.routes.iter());
     ram.write_slice(&mp_table, GuestAddress(mptable::ADDR))?;
     let params = zero_page::build(&zero_page::Facts {
         cmdline: (CMDLINE_ADDR, CMDLINE_MOST as u64),

@@ -24,9 +24,9 @@ const NMI: u8 = 1;
 const EXTINT: u8 = 3;
 const ALL: u8 = 0xff;
 
-/// Floating pointer and configuration table for this many processors and these IOAPIC pins. Only pins with a device are listed: Linux
-/// sets up each listed one with a dozen accesses to the IOAPIC, each an exit.
-pub(super) fn build(vcpus: u8, pins: impl Iterator<Item = u32>) -> Vec<u8> {
+/// Floating pointer and configuration table for this many processors and these interrupts with their IOAPIC pins. Only those of a device are
+/// listed: Linux sets up each with a dozen accesses to the IOAPIC, each an exit.
+pub(super) fn build(vcpus: u8, routes: impl Iterator<Item = (u32, u32)>) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count = 0_u16;
     let mut add = |entry: &[u8]| {
@@ -45,9 +45,10 @@ pub(super) fn build(vcpus: u8, pins: impl Iterator<Item = u32>) -> Vec<u8> {
     let ioapic_id = vcpus;
     let [a, b, c, d, ..] = ioapic::ADDR.to_le_bytes();
     add(&[2, ioapic_id, ioapic::VERSION, USABLE, a, b, c, d]);
-    // Each interrupt of the bus on the pin of its number, edge-triggered and active high as on an ISA bus.
-    for pin in pins.filter_map(|pin| u8::try_from(pin).ok()).filter(|pin| usize::from(*pin) < ioapic::MOST_PINS) {
-        add(&[3, INT, 0, 0, 0, pin, ioapic_id, pin]);
+    // Edge-triggered and active high, as on an ISA bus.
+    let bytes = |(irq, pin)| Some((u8::try_from(irq).ok()?, u8::try_from(pin).ok()?));
+    for (irq, pin) in routes.filter_map(bytes).filter(|(_, pin)| usize::from(*pin) < ioapic::MOST_PINS) {
+        add(&[3, INT, 0, 0, 0, irq, ioapic_id, pin]);
     }
     add(&[4, EXTINT, 0, 0, 0, 0, 0, 0]);
     add(&[4, NMI, 0, 0, 0, 0, ALL, 1]);
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn sums_lengths_and_counts_agree() {
         for vcpus in 1..=8 {
-            let bytes = build(vcpus, [4, 16, 17, 300].into_iter());
+            let bytes = build(vcpus, [(4, 0), (16, 16), (17, 17), (300, 300)].into_iter());
             assert!(ADDR + bytes.len() as u64 <= END);
             let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |s, b| s.wrapping_add(*b));
             assert_eq!(sum(&bytes[..16]), 0);
