@@ -35,6 +35,8 @@ mod bad_ends;
 mod bad_input;
 #[path = "conformance/mod.rs"]
 mod conformance;
+#[path = "host/copy.rs"]
+mod copy;
 #[path = "host/inside.rs"]
 mod inside;
 #[path = "host/kills.rs"]
@@ -62,6 +64,7 @@ mod volumes;
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
     bad_input::CASES,
+    copy::CASES,
     devices::CASES,
     inside::CASES,
     kills::CASES,

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use compare::CompareArgs;
 pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
-pub(super) use inside::{ExecArgs, PauseArgs, StatsArgs, TopArgs};
+pub(super) use inside::{CpArgs, ExecArgs, PauseArgs, StatsArgs, TopArgs};
 pub(super) use life::{
     AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, WaitArgs,
 };
@@ -67,6 +67,8 @@ pub(super) enum Verb {
     Attach(AttachArgs),
     /// Run a further command in a sandbox that runs
     Exec(ExecArgs),
+    /// Copy files out of a sandbox that runs, or into one
+    Cp(CpArgs),
     /// List the processes of a sandbox
     Top(TopArgs),
     /// Show what sandboxes use, every second

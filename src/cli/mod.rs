@@ -8,6 +8,7 @@
 
 mod args;
 mod attached;
+mod copying;
 mod engine;
 mod environment;
 mod fail;
@@ -105,6 +106,7 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
         Verb::Logs(args) => verbs::logs::logs(&context, args),
         Verb::Attach(args) => verbs::attach::attach(&context, args),
         Verb::Exec(args) => verbs::exec::exec(&context, args),
+        Verb::Cp(args) => verbs::cp::cp(&context, args),
         Verb::Top(args) => verbs::top::top(&context, args),
         Verb::Stats(args) => verbs::stats::stats(&context, args),
         Verb::Pause(args) => verbs::stop::pause(&context, args),

@@ -85,6 +85,9 @@ enum PlaceError {
         #[source]
         source: LabError,
     },
+    /// A folder that is the lab's own there.
+    #[error("The lab, where this sandbox may be, has a {0} of its own: name a file in a folder below it, or '-'")]
+    Unshared(PathBuf),
     /// The verb has no result of its own.
     #[error(transparent)]
     Run(RunError),
@@ -136,16 +139,27 @@ pub(crate) fn follow(
     sandboxes: &[String],
     stdin: bool,
 ) -> Result<Option<u8>, Failure> {
+    follow_with(context, roster, sandboxes, stdin, Vec::new())
+}
+
+/// The same for a verb that reads or writes these files of this host.
+pub(crate) fn follow_with(
+    context: &Context,
+    roster: &Roster,
+    sandboxes: &[String],
+    stdin: bool,
+    files: Vec<PathBuf>,
+) -> Result<Option<u8>, Failure> {
     let elsewhere = sandboxes.iter().all(|word| matches!(roster.find(word), Err(RosterError::Unknown(_))));
-    if elsewhere { in_the_running_lab(context, stdin) } else { Ok(None) }
+    if elsewhere { in_the_running_lab(context, stdin, files) } else { Ok(None) }
 }
 
 /// The same for a verb about all sandboxes, if there is `none` here.
 pub(crate) fn follow_all(context: &Context, none: bool, stdin: bool) -> Result<Option<u8>, Failure> {
-    if none { in_the_running_lab(context, stdin) } else { Ok(None) }
+    if none { in_the_running_lab(context, stdin, Vec::new()) } else { Ok(None) }
 }
 
-fn in_the_running_lab(context: &Context, stdin: bool) -> Result<Option<u8>, Failure> {
+fn in_the_running_lab(context: &Context, stdin: bool, files: Vec<PathBuf>) -> Result<Option<u8>, Failure> {
     if context.environment.in_lab || context.no_lab() {
         return Ok(None);
     }
@@ -153,9 +167,12 @@ fn in_the_running_lab(context: &Context, stdin: bool) -> Result<Option<u8>, Fail
     if !matches!(lab::status(&places), Ok(Some(_))) {
         return Ok(None);
     }
+    if let Some(folder) = files.iter().filter_map(|file| file.parent()).find(|folder| !lab::shares(folder)) {
+        return Err(Failure::new(Code::Failed, PlaceError::Unshared(folder.to_owned())));
+    }
     let all = [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
     let terminal = stdin && all == [true; 3];
-    let needs = Needs { kvm: false, cgroups: true, code: Code::Failed, stdin, terminal, files: Vec::new() };
+    let needs = Needs { kvm: false, cgroups: true, code: Code::Failed, stdin, terminal, files };
     in_lab(context, &places, words(context), &needs).map(Some)
 }
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use duplex_wire::FailureKind;
+use duplex_wire::{FailureKind, Task};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -31,7 +31,6 @@ use serde::{Deserialize, Serialize};
 use super::execute::Refusal;
 use super::launch;
 use super::orders::{WireError, receive, send};
-use crate::spec::ProcessSpec;
 
 pub use helper::main;
 
@@ -40,16 +39,6 @@ const ORDERS: u8 = b'O';
 
 /// How long the process may take to be executed.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What the helper is to do. With it come a pidfd of the container's first process, its cgroup's folder and the three streams (the last only
-/// without a terminal).
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EnterOrders {
-    /// The process.
-    pub process: ProcessSpec,
-    /// The container's host name, for `HOSTNAME`.
-    pub hostname: String,
-}
 
 /// What the helper and the process report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,13 +95,15 @@ pub enum EnterError {
     Wait(#[source] io::Error),
 }
 
-/// Makes the process in the container whose first process and cgroup folder are given. Returns when it has been executed or could not be.
+/// Makes the process in the container whose first process and cgroup folder are given. With the orders come the process's three streams, unless
+/// it has a terminal. Returns when it has been executed or could not be; one that copies files executes nothing, runs at once, and is in the
+/// container's mount namespace and cgroup alone: nobody inside sees it.
 ///
 /// # Errors
 /// Why neither; it is not there then.
 pub fn enter(
     program: &Path,
-    orders: &EnterOrders,
+    task: &Task,
     [first, cgroup]: [BorrowedFd<'_>; 2],
     stdio: Option<[OwnedFd; 3]>,
 ) -> Result<Entered, EnterError> {
@@ -120,7 +111,7 @@ pub fn enter(
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| spawn_failed(e.into()))?;
     let helper = Helper(launch::spawn(program, "container-enter", theirs).map_err(spawn_failed)?);
-    let memory = in_memory(orders).map_err(EnterError::Orders)?;
+    let memory = in_memory(task).map_err(EnterError::Orders)?;
     let fixed = [memory.as_fd(), first, cgroup];
     let all: Vec<BorrowedFd<'_>> = fixed.into_iter().chain(stdio.iter().flatten().map(AsFd::as_fd)).collect();
     send(&ours, &ORDERS, &all).map_err(EnterError::Wire)?;
@@ -195,15 +186,15 @@ impl Drop for Helper {
 }
 
 /// The orders in a file without a name: they may be longer than a packet.
-fn in_memory(orders: &EnterOrders) -> io::Result<File> {
-    let bytes = postcard::to_stdvec(orders).map_err(io::Error::other)?;
+fn in_memory(task: &Task) -> io::Result<File> {
+    let bytes = postcard::to_stdvec(task).map_err(io::Error::other)?;
     let mut file = File::from(memfd_create("duplex-orders", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     file.rewind()?;
     Ok(file)
 }
 
-fn from_memory(file: OwnedFd) -> io::Result<EnterOrders> {
+fn from_memory(file: OwnedFd) -> io::Result<Task> {
     let mut bytes = Vec::new();
     File::from(file).read_to_end(&mut bytes)?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Frame, Opening, Reply, Request, VERSION, receive, send};
 use crate::sandbox::roster::CONTROL;
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Usage};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Transfer, Usage};
 
 /// How long a keeper that has just been born may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -120,9 +120,21 @@ pub fn attach(folder: &Path, stdin: bool) -> Result<UnixStream, ClientError> {
 /// # Errors
 /// As [`ask`].
 pub fn exec(folder: &Path, process: &ProcessSpec) -> Result<UnixStream, ClientError> {
+    begin(folder, Request::Exec { process: Box::new(process.clone()), detach: false })
+}
+
+/// Copies files. From now on a tar stream comes from the stream that is the answer, or goes there.
+///
+/// # Errors
+/// As [`ask`].
+pub fn copy(folder: &Path, transfer: &Transfer) -> Result<UnixStream, ClientError> {
+    begin(folder, Request::Copy(transfer.clone()))
+}
+
+fn begin(folder: &Path, request: Request) -> Result<UnixStream, ClientError> {
     let mut stream = connect(folder)?;
     stream.set_read_timeout(Some(EXECUTION)).map_err(ClientError::Socket)?;
-    match open(&mut stream, Request::Exec { process: Box::new(process.clone()), detach: false })? {
+    match open(&mut stream, request)? {
         Reply::Done => {}
         _ => return Err(ClientError::Unexpected),
     }

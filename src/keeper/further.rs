@@ -13,7 +13,10 @@ use super::hub::{Attached, lock};
 use super::serve::{Shared, causes, put};
 use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
-use crate::spec::{ProcessSpec, Status};
+use crate::spec::{ProcessSpec, Status, Transfer};
+
+/// The signal that nothing can refuse.
+const SIGKILL: u8 = 9;
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
@@ -70,12 +73,43 @@ pub(super) fn exec(mut stream: UnixStream, shared: &Shared, process: &ProcessSpe
     };
     let Some(ours) = ours else { return detached(stream, &mut *exec) };
     send(&mut stream, &Reply::Done)?;
+    let client = Attached::new(stream.try_clone()?)?;
+    carry(&stream, client, exec, ours, false)
+}
+
+/// Copies files for a client, as long as it is there.
+pub(super) fn copy(mut stream: UnixStream, shared: &Shared, transfer: &Transfer) -> io::Result<()> {
+    let inside = match shared.inside() {
+        Ok(inside) => inside,
+        Err(refused) => return send(&mut stream, &refused),
+    };
+    let takes_in = matches!(transfer, Transfer::In { .. });
+    let (stdio, ours) = pipes(takes_in)?;
+    let copy = match inside.copy(transfer, stdio) {
+        Ok(copy) => copy,
+        Err(error) => return send(&mut stream, &Reply::Failed(causes(&error))),
+    };
+    let Some(ours) = ours else { return Ok(()) };
+    send(&mut stream, &Reply::Done)?;
+    let client = Attached::patient(stream.try_clone()?)?;
+    // One that takes in ends with its input, and in order: it leaves no half file.
+    carry(&stream, client, copy, ours, !takes_in)
+}
+
+/// Carries what it reads and writes, to its end. `bound`: it ends with the client.
+fn carry(stream: &UnixStream, client: Attached, mut exec: Box<dyn Exec>, ours: Ours, bound: bool) -> io::Result<()> {
     stream.set_read_timeout(None)?;
-    let client = Arc::new(Attached::new(stream.try_clone()?)?);
+    let client = Arc::new(client);
     let pumps = [pump(ours.stdout, Stream::Output, &client)?, pump(ours.stderr, Stream::Error, &client)?];
     let (ear, remote) = (stream.try_clone()?, exec.remote());
     let input = Mutex::new(ours.stdin);
-    Builder::new().name("exec-ear".into()).stack_size(CHUNK).spawn(move || listen_to(ear, &*remote, &input))?;
+    let ear = move || {
+        listen_to(ear, &*remote, &input);
+        if bound {
+            let _ = remote.signal(SIGKILL);
+        }
+    };
+    Builder::new().name("exec-ear".into()).stack_size(CHUNK).spawn(ear)?;
     let outcome = exec.wait();
     for pump in pumps {
         let _ = pump.join();

@@ -51,6 +51,12 @@ impl Attached {
         Ok(Self(Mutex::new(stream)))
     }
 
+    /// One that is waited for as long as it lives: what it does not get is not to be missed.
+    pub(super) fn patient(stream: UnixStream) -> io::Result<Self> {
+        stream.set_write_timeout(None)?;
+        Ok(Self(Mutex::new(stream)))
+    }
+
     /// Says something to the client, between two pieces of output.
     pub(super) fn with<T>(&self, say: impl FnOnce(&mut UnixStream) -> T) -> T {
         say(&mut lock(&self.0))

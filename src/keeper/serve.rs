@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::further::exec;
+use super::further::{copy, exec};
 use super::hub::{Attached, Hub, lock};
 use super::wire::{Frame, Opening, Reply, Request, Stream, VERSION, receive, send};
 use crate::sandbox::cgroup::Cgroup;
@@ -229,6 +229,7 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let reply = match opening.request {
         Request::Attach { stdin } => return attach(stream, shared, stdin),
         Request::Exec { process, detach } => return exec(stream, shared, &process, detach),
+        Request::Copy(transfer) => return copy(stream, shared, &transfer),
         Request::Pause => Ok(shared.set_paused(true)),
         Request::Unpause => Ok(shared.set_paused(false)),
         Request::Processes => Ok(shared.ask(|inside| inside.processes().map(Reply::Processes))),

@@ -10,7 +10,7 @@
 //! ```text
 //! client                      keeper
 //!   | -- Opening(request) ----> |
-//!   | <---------------- Reply - |      the end, unless the request was Attach or Exec and the reply Done:
+//!   | <---------------- Reply - |      the end, unless the request was Attach, Exec or Copy and the reply Done:
 //!   | -- 1: input ------------> |
 //!   | -- 0: Signal, Resize ---> |      no reply
 //!   | <---------- 1, 2: output  |
@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Usage};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Transfer, Usage};
 
 /// Version of the protocol, in each [`Opening`].
 pub const VERSION: u32 = 1;
@@ -101,6 +101,8 @@ pub enum Request {
         /// Do not connect its streams: the answer is all, and [`Reply::Ended`] if it was not executed.
         detach: bool,
     },
+    /// Copy files. Answered [`Reply::Done`], then the streams flow as after [`Request::Attach`]: a tar stream, and lines about it.
+    Copy(Transfer),
     /// Stop it where it is.
     Pause,
     /// Let it go on.

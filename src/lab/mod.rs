@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{LabError, Reported, Started, start, status, stop};
 pub use frame::FrameError;
+pub use inside::shares;
 pub use message::Size;
 pub use session::{Command, RunError, Stdio, run};
 

@@ -57,6 +57,8 @@ enum FakeError {
     State(State),
     #[error(transparent)]
     Inside(#[from] Refusal),
+    #[error("No folder is to be had")]
+    Folder(#[source] io::Error),
     #[error("No thread is to be had")]
     Thread(#[source] io::Error),
 }
@@ -82,6 +84,8 @@ struct Life {
     paused: bool,
     outcome: Option<Outcome>,
     moments: Moments,
+    /// All the root that it has, from the first copy on.
+    folder: Option<Arc<tempfile::TempDir>>,
     /// Further commands and what they were asked to run.
     further: Vec<(Vec<String>, Arc<Shared>)>,
 }

@@ -1,7 +1,7 @@
 //! What can be done inside a running sandbox, beside its command.
 
 use super::{Remote, SandboxError, Stdio};
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats};
+use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Transfer};
 
 /// Reaches into one sandbox from any thread, while another waits for its end. Every method fails with a [`Refusal`] as the cause when the
 /// sandbox is not in the state for it.
@@ -9,6 +9,11 @@ pub trait Inside: Send + Sync + std::fmt::Debug {
     /// Runs a further command beside the sandbox's own: in its namespaces and limits, with the user, folder, environment and privileges that
     /// `process` names. Its folder must be there. Returns when the command has been executed or could not be: why not is then its outcome.
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError>;
+
+    /// Copies files out of the sandbox or into it, as its own processes see them, without a program of its image. `stdout` gives a tar stream
+    /// (`Out`) or `stdin` takes one of [`duplex_copy::Writer`]'s (`In`); `stderr` gets a line about what went wrong or was left out. Ends with
+    /// exit code 0, or another for a failure: what came before that has been copied.
+    fn copy(&self, transfer: &Transfer, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError>;
 
     /// Stops all its processes, or its whole machine, where they are. Its clocks go on.
     fn pause(&self) -> Result<(), SandboxError>;

@@ -23,6 +23,7 @@ pub use machine::{
 pub use mounts::{MountSource, MountSpec};
 pub use network::{Attachment, HostAddress, MOST_PUBLISHED, NetworkError, NetworkMode, NetworkSpec, Protocol, Publish};
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
+pub use process::{Transfer, Wanted};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use duplex_wire::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
+pub use duplex_wire::{Transfer, Wanted};
 
 const _: () = {
     const fn assert_plain<T: Serialize + for<'a> Deserialize<'a> + Clone>() {}

@@ -1,6 +1,7 @@
 //! The promises of `Sandbox`, each run on every backend that claims it. A promise is one function; the table stamps it on the arms.
 
 mod arms;
+mod copy;
 pub(crate) mod crash;
 mod files;
 mod image;
@@ -58,6 +59,7 @@ macro_rules! all_promises {
             inside::a_pause_is_told,
             inside::paused_processes_stop_and_clocks_go_on,
             inside::processes_are_listed,
+            copy::files_go_in_and_come_out,
             network::no_network_is_loopback_only,
             network::a_network_has_addresses_routes_and_names,
             network::ports_are_told,
@@ -76,6 +78,7 @@ const FAKE: &[Case] = promises!(fake []:
     inside::further_commands_run_beside,
     inside::a_pause_is_told,
     inside::processes_are_listed,
+    copy::files_go_in_and_come_out,
     network::ports_are_told,
 );
 
@@ -89,6 +92,8 @@ const CONTAINER: &[Case] = all_promises!(
     inside::signals_reach_one_command,
     inside::what_is_left_behind_is_not_waited_for,
     inside::nothing_leads_out,
+    copy::copies_are_what_the_inside_sees,
+    copy::copies_stay_inside,
     inside::stats_are_the_kernels,
     inside::nothing_is_left
 );
@@ -115,6 +120,8 @@ const MICROVM: &[Case] = all_promises!(
     inside::signals_reach_one_command,
     inside::what_is_left_behind_is_not_waited_for,
     inside::nothing_leads_out,
+    copy::copies_are_what_the_inside_sees,
+    copy::copies_stay_inside,
     inside::stats_are_the_kernels,
     inside::nothing_is_left
 );

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use duplex::sandbox::{Backend, Exec, Sandbox, SandboxError, Stdio};
 use duplex::spec::{
-    DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, NetworkSpec, Outcome, ProcessSpec, SandboxId, SandboxSpec,
+    DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, NetworkSpec, Outcome, ProcessSpec, SandboxId, SandboxSpec, Transfer,
 };
 
 use super::image;
@@ -140,6 +140,23 @@ impl Running {
     pub(crate) fn try_exec(&self, process: &ProcessSpec) -> Result<Further, SandboxError> {
         let (stdio, stdin, stdout, stderr) = streams(process.stdin);
         let exec = self.sandbox.inside().exec(process, stdio)?;
+        Ok(Further { exec, stdin, stdout: Watched::new(stdout), stderr: Watched::new(stderr) })
+    }
+
+    /// Copies files, with this for its input.
+    pub(crate) fn copy(&self, transfer: &Transfer, input: &[u8]) -> Ran {
+        let mut copy = self.try_copy(transfer).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let input = input.to_vec();
+        // One that fails does not read it to the end.
+        let feeder = copy.stdin.take().map(|mut stdin| std::thread::spawn(move || stdin.write_all(&input)));
+        let ran = copy.finish();
+        drop(feeder.map(std::thread::JoinHandle::join));
+        ran
+    }
+
+    pub(crate) fn try_copy(&self, transfer: &Transfer) -> Result<Further, SandboxError> {
+        let (stdio, stdin, stdout, stderr) = streams(matches!(transfer, Transfer::In { .. }));
+        let exec = self.sandbox.inside().copy(transfer, stdio)?;
         Ok(Further { exec, stdin, stdout: Watched::new(stdout), stderr: Watched::new(stderr) })
     }
 

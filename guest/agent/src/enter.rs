@@ -14,7 +14,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
-use duplex_wire::{Decoder, FailureKind, Task, ToGuest, encode};
+use duplex_wire::{Decoder, FailureKind, Task, ToGuest, Transfer, encode};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -29,6 +29,14 @@ use crate::trouble::{Doing, Trouble};
 
 /// The argument that asks for this.
 pub(crate) const ARGUMENT: &str = "enter";
+
+/// All namespaces that the command has of its own.
+const ALL: ThreadNameSpaceType = ThreadNameSpaceType::PROCESS_ID
+    .union(ThreadNameSpaceType::MOUNT)
+    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+    .union(ThreadNameSpaceType::CONTROL_GROUP)
+    .union(ThreadNameSpaceType::NETWORK);
 
 /// The agent's program in the initial RAM file system.
 const PROGRAM: &str = "/init";
@@ -115,34 +123,40 @@ fn orders(task: &Task) -> Result<OwnedFd, Trouble> {
 
 /// The helper's whole life.
 pub(crate) fn main() -> ! {
-    if let Ok(channel) = Channel::of_stdin()
-        && let Err(failure) = join(&channel)
+    let mut channel = Channel::of_stdin().ok();
+    if let Err(failure) = join(&mut channel)
+        && let Some(channel) = channel
     {
         channel.send_failure(&failure);
     }
-    sys::leave()
+    sys::leave(1)
 }
 
-fn join(channel: &Channel) -> Result<(), Failure> {
+/// A process that executes no program lets go of the channel by itself.
+fn join(own: &mut Option<Channel>) -> Result<(), Failure> {
+    let Some(channel) = own.as_ref() else { return Ok(()) }; // nobody to tell
     // Nothing inside may look into this process, nor into its child before that has become the program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close this process to others".into())?;
     let mut received = channel.receive_orders()?.into_iter();
     let mut next = || received.next().ok_or_else(|| Failure::new(FailureKind::Other, "The orders lack a descriptor"));
     let (orders, first) = (next()?, next()?);
-    let Task::Run { process, hostname } = read_orders(orders)?;
-    let ends = match process.terminal {
-        Some(_) => None,
-        None => Some(ChildEnds { stdout: next()?, stderr: next()?, stdin: process.stdin.then(&mut next).transpose()? }),
+    let task = read_orders(orders)?;
+    let connected = task.connected();
+    let ends = match connected.terminal {
+        true => None,
+        false => {
+            let (stdout, stderr) = (next()?, next()?);
+            Some(ChildEnds { stdout, stderr, stdin: connected.stdin.then(&mut next).transpose()? })
+        }
     };
     std::fs::write("/proc/self/oom_score_adj", "0").doing(|| "become an ordinary process".into())?;
     let cgroup = rustix::fs::open(GROUP, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| format!("open {GROUP}"))?;
-    let namespaces = ThreadNameSpaceType::PROCESS_ID
-        | ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::CONTROL_GROUP
-        | ThreadNameSpaceType::NETWORK;
+    let namespaces = match &task {
+        Task::Run { .. } => ALL,
+        // The command does not see it, and cannot reach it.
+        Task::Copy(_) => ThreadNameSpaceType::MOUNT,
+    };
     move_into_thread_name_spaces(first.as_fd(), namespaces).doing(|| "join the command's namespaces".into())?;
     drop(first);
     match sys::give_sibling_birth(cgroup.as_fd()).doing(|| "make the session's process".into())? {
@@ -150,10 +164,27 @@ fn join(channel: &Channel) -> Result<(), Failure> {
         Born::Child => {
             // No descriptor of ours may lead out of the image (CVE-2024-21626).
             drop(cgroup);
-            channel.send_failure(&inside::become_further(&process, &hostname, ends, channel));
-            sys::leave()
+            match (&task, ends) {
+                (Task::Run { process, hostname }, ends) => {
+                    channel.send_failure(&inside::become_further(process, hostname, ends, channel));
+                    sys::leave(1)
+                }
+                (Task::Copy(transfer), ends) => {
+                    drop(own.take());
+                    sys::leave(ends.map_or(1, |ends| copy(transfer, ends)))
+                }
+            }
         }
     }
+}
+
+/// Copies files as the command's root has them: the exit code.
+fn copy(transfer: &Transfer, ends: ChildEnds) -> u8 {
+    let stdin = match ends.stdin {
+        Some(stdin) => File::from(stdin),
+        None => return duplex_copy::serve(transfer, std::io::empty(), ends.stdout.into(), ends.stderr.into()),
+    };
+    duplex_copy::serve(transfer, stdin, ends.stdout.into(), ends.stderr.into())
 }
 
 fn read_orders(file: OwnedFd) -> Result<Task, Failure> {

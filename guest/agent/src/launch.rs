@@ -190,18 +190,18 @@ impl Channel {
 /// Starts the command. While its process prepares, the streams to the host are connected.
 pub(crate) fn launch(start: &Start, workload: &Workload) -> Result<Launched, Trouble> {
     let (ours, theirs) = Channel::pair()?;
-    let (child_ends, agent_ends) = stdio::pipes(&start.process)?;
+    let (child_ends, agent_ends) = stdio::pipes(start.process.connected())?;
     let process = match sys::give_birth(workload.as_fd()).doing(|| "make the command's process".into())? {
         Born::Parent(process) => process,
         Born::Child => {
             drop(ours);
             theirs.send_failure(&inside::become_command(start, child_ends, &theirs));
-            sys::leave();
+            sys::leave(1);
         }
     };
     drop((theirs, child_ends));
     std::fs::write("/proc/self/oom_score_adj", "-1000").doing(|| "protect the agent from the OOM killer".into())?;
-    let host_ends = HostEnds::connect(&start.process)?;
+    let host_ends = HostEnds::connect(start.process.connected())?;
     let (terminal, failure) = ours.receive()?;
     if let Some(Failure { kind, text }) = failure {
         return Ok(Launched::Failed { kind, text });

@@ -53,11 +53,10 @@ impl Sessions {
         first: &OwnedFd,
         host: &Speaker,
     ) -> Result<Result<stdio::Streams, (FailureKind, String)>, Trouble> {
-        let Task::Run { process, .. } = task;
         let ports =
             port::of_session(session).ok_or_else(|| Trouble::new("open a session", "its number is too high"))?;
-        let host_ends = HostEnds::connect_session(process, ports)?;
-        let (child_ends, agent_ends): (_, AgentEnds) = stdio::pipes(process)?;
+        let host_ends = HostEnds::connect_session(task.connected(), ports)?;
+        let (child_ends, agent_ends): (_, AgentEnds) = stdio::pipes(task.connected())?;
         let (process, terminal) = match enter(task, first.as_fd(), child_ends)? {
             Entered::Running { process, terminal } => (Arc::new(process), terminal.map(Arc::new)),
             Entered::Failed(failure) => return Ok(Err((failure.kind, failure.text))),

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use duplex_wire::{HOST_CID, ProcessSpec, port};
+use duplex_wire::{Connected, HOST_CID, port};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
@@ -49,12 +49,12 @@ pub(crate) struct HostEnds {
 pub(crate) struct Output(Vec<JoinHandle<()>>);
 
 /// Makes the pipes, unless the command has a terminal.
-pub(crate) fn pipes(process: &ProcessSpec) -> Result<(Option<ChildEnds>, AgentEnds), Trouble> {
-    if process.terminal.is_some() {
-        return Ok((None, AgentEnds::Terminal { stdin: process.stdin }));
+pub(crate) fn pipes(connected: Connected) -> Result<(Option<ChildEnds>, AgentEnds), Trouble> {
+    if connected.terminal {
+        return Ok((None, AgentEnds::Terminal { stdin: connected.stdin }));
     }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".into());
-    let (stdin_child, stdin) = if process.stdin { pipe().map(|(r, w)| (Some(r), Some(w)))? } else { (None, None) };
+    let (stdin_child, stdin) = if connected.stdin { pipe().map(|(r, w)| (Some(r), Some(w)))? } else { (None, None) };
     let ((stdout, stdout_child), (stderr, stderr_child)) = (pipe()?, pipe()?);
     let child = ChildEnds { stdin: stdin_child, stdout: stdout_child, stderr: stderr_child };
     Ok((Some(child), AgentEnds::Pipes { stdin, stdout, stderr }))
@@ -62,25 +62,25 @@ pub(crate) fn pipes(process: &ProcessSpec) -> Result<(Option<ChildEnds>, AgentEn
 
 impl HostEnds {
     /// Connects the streams that this process needs.
-    pub(crate) fn connect(process: &ProcessSpec) -> Result<Self, Trouble> {
+    pub(crate) fn connect(connected: Connected) -> Result<Self, Trouble> {
         let connect = |port| sys::vsock_connect(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
         Ok(Self {
-            stdin: process.stdin.then(|| connect(port::STDIN)).transpose()?,
+            stdin: connected.stdin.then(|| connect(port::STDIN)).transpose()?,
             stdout: connect(port::STDOUT)?,
-            stderr: process.terminal.is_none().then(|| connect(port::STDERR)).transpose()?,
+            stderr: (!connected.terminal).then(|| connect(port::STDERR)).transpose()?,
         })
     }
 }
 
 impl HostEnds {
     /// Connects the streams of a session on these ports.
-    pub(crate) fn connect_session(process: &ProcessSpec, [stdin, stdout, stderr]: [u32; 3]) -> Result<Self, Trouble> {
+    pub(crate) fn connect_session(connected: Connected, [stdin, stdout, stderr]: [u32; 3]) -> Result<Self, Trouble> {
         let connect =
             |port| sys::vsock_connect_privileged(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
         Ok(Self {
-            stdin: process.stdin.then(|| connect(stdin)).transpose()?,
+            stdin: connected.stdin.then(|| connect(stdin)).transpose()?,
             stdout: connect(stdout)?,
-            stderr: process.terminal.is_none().then(|| connect(stderr)).transpose()?,
+            stderr: (!connected.terminal).then(|| connect(stderr)).transpose()?,
         })
     }
 }
@@ -265,8 +265,7 @@ mod tests {
 
     #[test]
     fn bytes_and_ends_travel_both_ways() {
-        let process = ProcessSpec { stdin: true, ..ProcessSpec::default() };
-        let (child, agent) = pipes(&process).unwrap();
+        let (child, agent) = pipes(Connected { stdin: true, terminal: false }).unwrap();
         let child = child.unwrap();
         let ((mut stdin, a), (mut stdout, b), (mut stderr, c)) =
             (UnixStream::pair().unwrap(), UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
@@ -299,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_command_whose_reader_is_gone_gets_epipe() {
-        let (child, agent) = pipes(&ProcessSpec::default()).unwrap();
+        let (child, agent) = pipes(Connected::default()).unwrap();
         let child = child.unwrap();
         let ((stdout, b), (_stderr, c)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         let host = HostEnds { stdin: None, stdout: b.into(), stderr: Some(c.into()) };

@@ -204,10 +204,10 @@ pub(crate) fn execute(path: &CStr, args: &[CString], environment: &[CString]) ->
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
-/// Ends a process that could not become the command.
-pub(crate) fn leave() -> ! {
+/// Ends a process that does not become a program.
+pub(crate) fn leave(code: u8) -> ! {
     // SAFETY: _exit(2) runs no handler and never returns.
-    unsafe { libc::_exit(1) }
+    unsafe { libc::_exit(libc::c_int::from(code)) }
 }
 
 /// The process id behind a pidfd (proc_pid_fdinfo(5)).

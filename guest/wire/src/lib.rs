@@ -12,17 +12,19 @@ mod procfs;
 mod session;
 mod settings;
 mod signals;
+mod transfer;
 mod users;
 
 pub use environment::{DEFAULT_PATH, environment};
 pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
 pub use message::{Ending, FailureKind, Mount, Root, Start, ToGuest, ToHost};
 pub use network::Network;
-pub use process::{Capability, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
+pub use process::{Capability, Connected, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
 pub use procfs::{Pid, ProcessEntry, command_line, process_entry, processes};
 pub use session::{Answer, Counters, MOST_PROCESSES, Question, Task};
 pub use settings::{ProcessLimit, Sysctl, Tmpfs};
 pub use signals::{Effect, effect};
+pub use transfer::{Transfer, Wanted};
 pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 
 /// I/O port on which the agent says how the machine ended, in one byte of [`guest_exit`].

@@ -29,6 +29,22 @@ pub struct ProcessSpec {
     pub limits: Vec<ProcessLimit>,
 }
 
+/// What a process's standard streams are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connected {
+    /// Standard input is connected.
+    pub stdin: bool,
+    /// All are one terminal.
+    pub terminal: bool,
+}
+
+impl ProcessSpec {
+    /// Its streams.
+    pub fn connected(&self) -> Connected {
+        Connected { stdin: self.stdin, terminal: self.terminal.is_some() }
+    }
+}
+
 /// Rows and columns of a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {

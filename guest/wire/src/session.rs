@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ProcessEntry, ProcessSpec};
+use crate::{Connected, ProcessEntry, ProcessSpec, Transfer};
 
 /// What a session does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,18 @@ pub enum Task {
         /// Host name, for `HOSTNAME`.
         hostname: String,
     },
+    /// Copies files through its standard streams, without a program of the image's.
+    Copy(Transfer),
+}
+
+impl Task {
+    /// Its streams.
+    pub fn connected(&self) -> Connected {
+        match self {
+            Self::Run { process, .. } => process.connected(),
+            Self::Copy(transfer) => Connected { stdin: matches!(transfer, Transfer::In { .. }), terminal: false },
+        }
+    }
 }
 
 /// What the host asks about a sandbox.

@@ -1,5 +1,6 @@
 //! Verbs about what is inside sandboxes that run.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -39,6 +40,30 @@ pub(crate) struct ExecArgs {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// Copy files out of a sandbox that runs, or into one
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "One of SOURCE and DESTINATION is SANDBOX:PATH. A SOURCE that ends with /. means what is in the folder. \
+    '-' as SOURCE reads a tar archive from standard input, '-' as DESTINATION writes one to standard output."
+)]
+pub(crate) struct CpArgs {
+    /// Keep owners, set-user-ID and set-group-ID [default: all belongs to whom the other end runs as: root inside, the caller outside]
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Copy what the symbolic link SOURCE leads to, in place of the link
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Say nothing when it is done
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// SANDBOX:PATH, a path of this host, or -
+    #[arg(value_name = "SOURCE", allow_hyphen_values = true)]
+    pub source: OsString,
+    /// SANDBOX:PATH, a path of this host, or -
+    #[arg(value_name = "DESTINATION", allow_hyphen_values = true)]
+    pub destination: OsString,
 }
 
 /// List the processes of a sandbox

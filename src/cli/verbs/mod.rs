@@ -2,6 +2,7 @@
 
 pub(super) mod attach;
 pub(super) mod compare;
+pub(super) mod cp;
 pub(super) mod doctor;
 pub(super) mod exec;
 pub(super) mod images;

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use duplex_wire::{
-    Accounts, Capability, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, TerminalSize,
-    environment,
+    Accounts, Capability, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Task,
+    TerminalSize, Transfer, environment,
 };
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::{EnterOrders, Word, from_memory};
+use super::{Word, from_memory};
 use crate::container::child::take_control;
 use crate::container::execute::{Execute, Refusal};
 use crate::container::orders::{causes, receive, send};
@@ -54,44 +54,73 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// `duplex container-enter`: takes its orders from the socket that is its standard input. The process has one thread.
 pub fn main(_: impl Iterator<Item = OsString>) -> ExitCode {
     let Ok(socket) = take_control() else { return ExitCode::from(125) }; // nobody to tell
-    match run(&socket) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((kind, text)) => {
+    let mut socket = Some(socket);
+    match (run(&mut socket), socket) {
+        (Ok(code), _) => code,
+        (Err((kind, text)), Some(socket)) => {
             let _ = send(&socket, &Word::Refused(kind, text), &[]);
             ExitCode::from(125)
         }
+        (Err(_), None) => ExitCode::from(125),
     }
 }
 
-fn run(socket: &OwnedFd) -> Result<(), Refusal> {
+/// A process that executes no program lets go of the socket by itself.
+fn run(own: &mut Option<OwnedFd>) -> Result<ExitCode, Refusal> {
+    let socket = own.as_ref().ok_or(Errno::BADF).step("hear the keeper")?;
     // Nothing inside may look into this process, nor into its child before that has become the command.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("close this process to others")?;
     let words = receive::<u8>(socket).map_err(io::Error::other).step("hear the keeper")?;
     let mut received = words.1.into_iter();
     let mut next = || received.next().ok_or(Errno::BADF).step("take the descriptors of the orders");
     let (memory, first, cgroup) = (next()?, next()?, next()?);
-    let orders = from_memory(memory).step("read the orders")?;
-    let stdio = match orders.process.terminal {
-        Some(_) => None,
-        None => Some([next()?, next()?, next()?]),
+    let task = from_memory(memory).step("read the orders")?;
+    let stdio = match task.connected().terminal {
+        true => None,
+        false => Some([next()?, next()?, next()?]),
     };
-    move_into_thread_name_spaces(first.as_fd(), NAMESPACES).step("join the container's namespaces")?;
+    let namespaces = match task {
+        Task::Run { .. } => NAMESPACES,
+        Task::Copy(_) => ThreadNameSpaceType::MOUNT,
+    };
+    move_into_thread_name_spaces(first.as_fd(), namespaces).step("join the container's namespaces")?;
     drop(first);
     match give_sibling_birth(cgroup.as_fd()).step("make a process in the container")? {
         Birth::Parent(process) => {
-            send(socket, &Word::Made, &[process.as_fd()]).map_err(io::Error::other).step("tell the keeper")
+            send(socket, &Word::Made, &[process.as_fd()]).map_err(io::Error::other).step("tell the keeper")?;
+            Ok(ExitCode::SUCCESS)
         }
         Birth::Child => {
             // No descriptor of ours may lead out of the container (CVE-2024-21626): what is left are the socket and the streams.
             drop(cgroup);
-            become_command(&orders, stdio, socket)
+            match task {
+                Task::Run { process, hostname } => {
+                    become_command(&process, &hostname, stdio, socket)?;
+                    Ok(ExitCode::SUCCESS)
+                }
+                Task::Copy(transfer) => {
+                    drop(own.take());
+                    Ok(stdio.map_or(ExitCode::FAILURE, |stdio| copy(&transfer, stdio)))
+                }
+            }
         }
     }
 }
 
+/// Copies files as the container's root has them.
+fn copy(transfer: &Transfer, [stdin, stdout, stderr]: [OwnedFd; 3]) -> ExitCode {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let stdin = std::fs::File::from(stdin);
+    ExitCode::from(duplex_copy::serve(transfer, stdin, stdout.into(), stderr.into()))
+}
+
 /// Returns only why it failed.
-fn become_command(orders: &EnterOrders, stdio: Option<[OwnedFd; 3]>, socket: &OwnedFd) -> Result<(), Refusal> {
-    let process = &orders.process;
+fn become_command(
+    process: &ProcessSpec,
+    hostname: &str,
+    stdio: Option<[OwnedFd; 3]>,
+    socket: &OwnedFd,
+) -> Result<(), Refusal> {
     let identity = identify(&process.user)?;
     enter_folder(&process.cwd)?;
     rustix::process::setsid().step("make a session")?;
@@ -106,7 +135,7 @@ fn become_command(orders: &EnterOrders, stdio: Option<[OwnedFd; 3]>, socket: &Ow
     drop((stdin, stdout, stderr));
     drop_privileges(process, &identity)?;
     let report = rustix::io::fcntl_dupfd_cloexec(socket, 3).step("keep the socket")?;
-    let environment = environment(process, &orders.hostname, &identity);
+    let environment = environment(process, hostname, &identity);
     let command = Execute::new(&process.args, &environment, report)?;
     crate::sys::signals::default_all();
     Err(command.become_command())

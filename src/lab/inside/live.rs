@@ -51,7 +51,7 @@ impl Live {
 
     /// Makes `path` live, if it can be: what is the lab's own or not on the host stays as it is.
     pub(super) fn ensure(&self, path: &Path) -> io::Result<()> {
-        if !may_be_live(path) {
+        if !shares(path) {
             return Ok(());
         }
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,8 +78,9 @@ fn large_files(folder: &Path) -> impl Iterator<Item = File> {
     large.filter_map(move |entry| open(entry.path()).ok())
 }
 
-/// Neither the root nor a part of the lab's own trees, and plain: absolute, without `..`.
-fn may_be_live(path: &Path) -> bool {
+/// Whether commands in the lab can have this folder of the host: neither the root nor a part of the lab's own trees, and plain: absolute,
+/// without `..`.
+pub fn shares(path: &Path) -> bool {
     let plain = path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     plain && path != Path::new("/") && path != Path::new("/tmp") && !OWN.iter().any(|own| path.starts_with(own))
 }
@@ -106,10 +107,10 @@ mod tests {
     #[test]
     fn the_labs_own_trees_stay_its_own() {
         for own in ["/", "/tmp", "/run/duplex", "/proc", "/dev/shm", "relative", "/a/../b", "/host/x"] {
-            assert!(!may_be_live(Path::new(own)), "{own}");
+            assert!(!shares(Path::new(own)), "{own}");
         }
         for live in ["/tmp/x", "/root", "/var/lib/duplex", "/runner", "/devel"] {
-            assert!(may_be_live(Path::new(live)), "{live}");
+            assert!(shares(Path::new(live)), "{live}");
         }
     }
 }

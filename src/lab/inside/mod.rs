@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 
+pub use live::shares;
+
 /// The hidden verb; one argument follows: the folder of the lab's kernel, or [`AGENT`].
 pub(super) const VERB: &str = "lab-inside";
 

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use duplex_wire::{ProcessEntry, ProcessSpec, TerminalSize, processes};
+use duplex_wire::{Connected, ProcessEntry, ProcessSpec, Task, TerminalSize, Transfer, processes};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{ContainerError, NobodyThere, SIGKILL, has_ended, set_size, wrapped};
-use crate::container::enter::{EnterOrders, Entered, enter};
+use crate::container::enter::{Entered, enter};
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::session::{InputEnd, SessionStreams};
@@ -50,7 +50,7 @@ impl ContainerInside {
         *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(first);
     }
 
-    fn run(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, ContainerError> {
+    fn run(&self, task: &Task, stdio: Stdio) -> Result<Box<dyn Exec>, ContainerError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let first = self.first()?;
         if self.cgroup.is_frozen() {
@@ -60,9 +60,8 @@ impl ContainerInside {
             return Err(Refusal::TooMany(MOST_COMMANDS).into());
         }
         let folder = File::open(self.cgroup.path()).map_err(ContainerError::Session)?;
-        let orders = EnterOrders { process: process.clone(), hostname: self.hostname.clone() };
-        let (theirs, ours) = pipes(process)?;
-        let (process, terminal) = match enter(&self.duplex, &orders, [first.as_fd(), folder.as_fd()], theirs)? {
+        let (theirs, ours) = pipes(task.connected())?;
+        let (process, terminal) = match enter(&self.duplex, task, [first.as_fd(), folder.as_fd()], theirs)? {
             Entered::Refused(kind, text) => {
                 return Ok(Box::new(NotExecuted(exec_refused(kind, text))));
             }
@@ -112,7 +111,12 @@ fn pid_of(process: &OwnedFd) -> Option<u32> {
 
 impl Inside for ContainerInside {
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
-        self.run(process, stdio).map_err(|e| wrapped("run a command in", &self.id, e))
+        let task = Task::Run { process: process.clone(), hostname: self.hostname.clone() };
+        self.run(&task, stdio).map_err(|e| wrapped("run a command in", &self.id, e))
+    }
+
+    fn copy(&self, transfer: &Transfer, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
+        self.run(&Task::Copy(transfer.clone()), stdio).map_err(|e| wrapped("copy files of", &self.id, e))
     }
 
     fn pause(&self) -> Result<(), SandboxError> {
@@ -140,12 +144,12 @@ struct Ours {
 
 /// Pipes between the command and us, never the caller's own descriptors: what is opened again through `/proc/self/fd` is a pipe then, and
 /// no file of the host. None where there is a terminal.
-fn pipes(process: &ProcessSpec) -> Result<(Option<[OwnedFd; 3]>, Ours), ContainerError> {
-    if process.terminal.is_some() {
+fn pipes(connected: Connected) -> Result<(Option<[OwnedFd; 3]>, Ours), ContainerError> {
+    if connected.terminal {
         return Ok((None, Ours { stdin: None, output: None }));
     }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| ContainerError::Session(e.into()));
-    let (stdin, our_stdin) = if process.stdin {
+    let (stdin, our_stdin) = if connected.stdin {
         pipe().map(|(r, w)| (r, Some(w)))?
     } else {
         (File::open("/dev/null").map_err(ContainerError::Null)?.into(), None)

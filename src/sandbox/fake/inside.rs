@@ -1,12 +1,16 @@
 //! Further commands in a fake sandbox.
 
 use std::error::Error;
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::{Arc, PoisonError};
+
+use duplex_copy::Base;
 
 use super::{Fake, FakeError, Shared, spawn};
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::{Remote, SandboxError, Stdio};
-use crate::spec::{Counters, Exit, Isolation, Outcome, ProcessEntry, ProcessSpec, SandboxId, Stats, Usage};
+use crate::spec::{Counters, Exit, Isolation, Outcome, ProcessEntry, ProcessSpec, SandboxId, Stats, Transfer, Usage};
 
 /// Reaches into one fake.
 #[derive(Debug)]
@@ -57,6 +61,34 @@ impl FakeInside {
         Ok(FakeExec(own))
     }
 
+    /// In a folder of its own, which is all the root that a fake has.
+    fn carry(&self, transfer: Transfer, stdio: Stdio) -> Result<FakeExec, FakeError> {
+        if self.running()? {
+            return Err(Refusal::Paused.into());
+        }
+        let folder = {
+            let mut life = self.shared.lock();
+            let made = life.folder.take().map_or_else(|| tempfile::tempdir().map(Arc::new), Ok);
+            Arc::clone(life.folder.insert(made.map_err(FakeError::Folder)?))
+        };
+        let base = Base::within(File::open(folder.path()).map_err(FakeError::Folder)?.into());
+        let own = Arc::new(Shared::default());
+        let ends = Arc::clone(&own);
+        let body = move || {
+            let stdin = stdio.stdin.map(File::from);
+            let (stdout, mut stderr) = (File::from(stdio.stdout), File::from(stdio.stderr));
+            let carried = match stdin {
+                Some(stdin) => duplex_copy::carry(&transfer, &base, stdin, stdout),
+                None => duplex_copy::carry(&transfer, &base, io::empty(), stdout),
+            };
+            let failed = carried.inspect_err(|error| drop(writeln!(stderr, "{error}"))).is_err();
+            drop(stderr);
+            ends.end(Exit::Code(u8::from(failed)), None);
+        };
+        std::thread::Builder::new().name("fake copy".into()).spawn(body).map_err(FakeError::Thread)?;
+        Ok(FakeExec(own))
+    }
+
     fn set_paused(&self, paused: bool) -> Result<(), Refusal> {
         if self.running()? == paused {
             return Err(if paused { Refusal::AlreadyPaused } else { Refusal::NotPaused });
@@ -70,6 +102,11 @@ impl Inside for FakeInside {
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
         let exec = self.run(process, stdio).map_err(|e| self.error("run a command in", e))?;
         Ok(Box::new(exec))
+    }
+
+    fn copy(&self, transfer: &Transfer, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
+        let copy = self.carry(transfer.clone(), stdio).map_err(|e| self.error("copy files of", e))?;
+        Ok(Box::new(copy))
     }
 
     fn pause(&self) -> Result<(), SandboxError> {

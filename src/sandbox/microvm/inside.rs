@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use duplex_wire::{
-    Answer, Counters, MOST_PROCESSES, ProcessEntry, ProcessSpec, Question, Task, TerminalSize, ToGuest, port,
+    Answer, Connected, Counters, MOST_PROCESSES, ProcessEntry, ProcessSpec, Question, Task, TerminalSize, ToGuest,
+    Transfer, port,
 };
 
 use super::board::{Board, Over, Stage};
@@ -42,7 +43,7 @@ pub(super) struct MicroVmInside {
 }
 
 impl MicroVmInside {
-    fn open(&self, process: &ProcessSpec, stdio: Stdio) -> Result<MicroVmExec, MicroVmError> {
+    fn open(&self, task: Task, stdio: Stdio) -> Result<MicroVmExec, MicroVmError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let session = self.board.open()?;
         // From here on the session is left in order, whatever comes.
@@ -55,13 +56,13 @@ impl MicroVmInside {
             outcome: None,
         };
         let ports = port::of_session(session).ok_or(Refusal::TooMany(0))?;
-        let ends = Ends::offer(process, ports, &self.reach)?;
-        let task = Task::Run { process: process.clone(), hostname: self.hostname.clone() };
+        let connected = task.connected();
+        let ends = Ends::offer(connected, ports, &self.reach)?;
         self.voice.say(ToGuest::Open { session, task: Box::new(task) })?;
         match self.board.wait_opened(session, OPENING) {
             None => return Err(MicroVmError::Unanswered(OPENING)),
             Some(Stage::Over(over)) => exec.outcome = Some(outcome(over)),
-            Some(_) => exec.streams = Some(ends.connect(process, stdio).map_err(MicroVmError::Resource)?),
+            Some(_) => exec.streams = Some(ends.connect(connected, stdio).map_err(MicroVmError::Resource)?),
         }
         Ok(exec)
     }
@@ -118,8 +119,14 @@ fn cleaned(mut entries: Vec<ProcessEntry>) -> Vec<ProcessEntry> {
 
 impl Inside for MicroVmInside {
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
-        let exec = self.open(process, stdio).map_err(|e| error("run a command in", &self.id, e))?;
+        let task = Task::Run { process: process.clone(), hostname: self.hostname.clone() };
+        let exec = self.open(task, stdio).map_err(|e| error("run a command in", &self.id, e))?;
         Ok(Box::new(exec))
+    }
+
+    fn copy(&self, transfer: &Transfer, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
+        let copy = self.open(Task::Copy(transfer.clone()), stdio).map_err(|e| error("copy files of", &self.id, e))?;
+        Ok(Box::new(copy))
     }
 
     fn pause(&self) -> Result<(), SandboxError> {
@@ -149,27 +156,27 @@ struct Ends {
 
 impl Ends {
     /// Lets the monitor hold the other ends for the agent.
-    fn offer(process: &ProcessSpec, [stdin, stdout, stderr]: [u32; 3], reach: &Reach) -> Result<Self, MicroVmError> {
+    fn offer(connected: Connected, [stdin, stdout, stderr]: [u32; 3], reach: &Reach) -> Result<Self, MicroVmError> {
         let offer = |port| {
             let (ours, theirs) = UnixStream::pair().map_err(MicroVmError::Resource)?;
             reach.ask(RequestToMonitor::AddStream { port }, Some(theirs.as_fd())).map_err(MicroVmError::Resource)?;
             Ok::<_, MicroVmError>(ours)
         };
         Ok(Self {
-            stdin: process.stdin.then(|| offer(stdin)).transpose()?,
+            stdin: connected.stdin.then(|| offer(stdin)).transpose()?,
             stdout: offer(stdout)?,
-            stderr: process.terminal.is_none().then(|| offer(stderr)).transpose()?,
+            stderr: (!connected.terminal).then(|| offer(stderr)).transpose()?,
         })
     }
 
     /// Starts to move bytes between them and the caller's.
-    fn connect(self, process: &ProcessSpec, stdio: Stdio) -> std::io::Result<SessionStreams> {
+    fn connect(self, connected: Connected, stdio: Stdio) -> std::io::Result<SessionStreams> {
         let mut streams = SessionStreams::new(DELIVERY)?;
         streams.output(self.stdout.into(), stdio.stdout)?;
         if let Some(stderr) = self.stderr {
             streams.output(stderr.into(), stdio.stderr)?;
         }
-        if let (true, Some(from), Some(to)) = (process.stdin, stdio.stdin, self.stdin) {
+        if let (true, Some(from), Some(to)) = (connected.stdin, stdio.stdin, self.stdin) {
             // The agent types the end where there is a terminal.
             streams.input(from, OwnedFd::from(to), InputEnd::Close)?;
         }

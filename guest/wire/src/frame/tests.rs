@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Answer, Capability, Counters, Ending, FailureKind, Mount, Network, ProcessEntry, ProcessLimit, ProcessSpec,
-    Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost,
+    Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost, Transfer, Wanted,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -47,14 +47,14 @@ fn start() -> ToGuest {
     }))
 }
 
-/// Bytes of version 2, frozen. A change here needs a new `VERSION`.
+/// Bytes of version 3, frozen. A change here needs a new `VERSION`.
 #[test]
-fn version_2_is_frozen() {
+fn version_3_is_frozen() {
     let to_guest = [
         (
             start(),
             concat!(
-                "6f00000002000000",
+                "6f00000003000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -80,19 +80,34 @@ fn version_2_is_frozen() {
                 "01022f76037664620100"
             ),
         ),
-        (ToGuest::Signal(15), "0200000002000000010f"),
-        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000020000000218ac02"),
+        (ToGuest::Signal(15), "0200000003000000010f"),
+        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000030000000218ac02"),
         (
             ToGuest::Open {
                 session: 300,
                 task: Box::new(Task::Run { process: ProcessSpec::default(), hostname: "h".into() }),
             },
-            "0f0000000200000003ac02000000000000000000000168",
+            "0f0000000300000003ac02000000000000000000000168",
         ),
-        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000002000000040109"),
-        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000200000005010203"),
-        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000002000000060700"),
-        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000002000000060701"),
+        (
+            ToGuest::Open { session: 1, task: Box::new(Task::Copy(Transfer::Out { path: "/x".into(), follow: true })) },
+            "080000000300000003010100022f7801",
+        ),
+        (
+            ToGuest::Open {
+                session: 1,
+                task: Box::new(Task::Copy(Transfer::In {
+                    path: "/".into(),
+                    wanted: Wanted::Named(vec![7]),
+                    keep_owner: true,
+                })),
+            },
+            "0a0000000300000003010101012f00010701",
+        ),
+        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000003000000040109"),
+        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000300000005010203"),
+        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000003000000060700"),
+        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000003000000060701"),
     ];
     for (message, golden) in to_guest {
         assert_eq!(hex(&encode(&message).unwrap()), golden, "{message:?}");
@@ -100,33 +115,33 @@ fn version_2_is_frozen() {
 }
 
 #[test]
-fn version_2_of_the_agents_words_is_frozen() {
+fn version_3_of_the_agents_words_is_frozen() {
     let to_host = [
-        (ToHost::Hello { agent: "0.1.0".into() }, "07000000020000000005302e312e30"),
-        (ToHost::Started, "010000000200000001"),
-        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000200000002000178"),
-        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000200000002010178"),
-        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000200000002020178"),
-        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000200000003002a00"),
-        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000200000003010901"),
-        (ToHost::Log { text: "ab".into() }, "040000000200000004026162"),
-        (ToHost::Opened { session: 5 }, "02000000020000000505"),
-        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000020000000605000178"),
-        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000200000007050003"),
-        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000020000000807010178"),
+        (ToHost::Hello { agent: "0.1.0".into() }, "07000000030000000005302e312e30"),
+        (ToHost::Started, "010000000300000001"),
+        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000300000002000178"),
+        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000300000002010178"),
+        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000300000002020178"),
+        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000300000003002a00"),
+        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000300000003010901"),
+        (ToHost::Log { text: "ab".into() }, "040000000300000004026162"),
+        (ToHost::Opened { session: 5 }, "02000000030000000505"),
+        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000030000000605000178"),
+        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000300000007050003"),
+        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000030000000807010178"),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Processes(vec![ProcessEntry { pid: 1, ..ProcessEntry::default() }])),
             },
-            "0c00000002000000080700000101000000000000",
+            "0c00000003000000080700000101000000000000",
         ),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Counters(Counters { pids: Some(2), ..Counters::default() })),
             },
-            "0d0000000200000008070001000000010200000000",
+            "0d0000000300000008070001000000010200000000",
         ),
     ];
     for (message, golden) in to_host {
@@ -136,7 +151,7 @@ fn version_2_of_the_agents_words_is_frozen() {
 
 #[test]
 fn the_version_is_known_before_the_message() {
-    assert_eq!(decode::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 3, 0, 9, 9]), Err(WireError::Version { theirs: 3 }));
+    assert_eq!(decode::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 4, 0, 9, 9]), Err(WireError::Version { theirs: 4 }));
     assert_eq!(decode::<ToHost>(&[0xff; 7]), Ok(None), "a header is not there before its last byte");
 }
 
@@ -144,7 +159,7 @@ fn the_version_is_known_before_the_message() {
 fn what_is_too_long_is_refused_at_the_header() {
     let header = |length: u32| {
         let mut bytes = length.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&[2, 0, 0, 0]);
+        bytes.extend_from_slice(&[3, 0, 0, 0]);
         bytes
     };
     assert_eq!(decode::<ToHost>(&header(262_144)), Ok(None));
@@ -157,11 +172,11 @@ fn what_is_too_long_is_refused_at_the_header() {
 
 #[test]
 fn a_frame_holds_exactly_one_message() {
-    assert_eq!(decode::<ToHost>(&[2, 0, 0, 0, 2, 0, 0, 0, 1, 1]), Err(WireError::Trailing { extra: 1 }));
-    assert!(matches!(decode::<ToHost>(&[0, 0, 0, 0, 2, 0, 0, 0]), Err(WireError::Content { length: 0, .. })));
-    assert!(matches!(decode::<ToHost>(&[1, 0, 0, 0, 2, 0, 0, 0, 99]), Err(WireError::Content { length: 1, .. })));
-    assert_eq!(decode::<ToHost>(&[1, 0, 0, 0, 2, 0, 0, 1, 1]), Err(WireError::Reserved));
-    let claims_a_huge_text = [6, 0, 0, 0, 2, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    assert_eq!(decode::<ToHost>(&[2, 0, 0, 0, 3, 0, 0, 0, 1, 1]), Err(WireError::Trailing { extra: 1 }));
+    assert!(matches!(decode::<ToHost>(&[0, 0, 0, 0, 3, 0, 0, 0]), Err(WireError::Content { length: 0, .. })));
+    assert!(matches!(decode::<ToHost>(&[1, 0, 0, 0, 3, 0, 0, 0, 99]), Err(WireError::Content { length: 1, .. })));
+    assert_eq!(decode::<ToHost>(&[1, 0, 0, 0, 3, 0, 0, 1, 1]), Err(WireError::Reserved));
+    let claims_a_huge_text = [6, 0, 0, 0, 3, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff, 0x0f];
     assert!(matches!(decode::<ToHost>(&claims_a_huge_text), Err(WireError::Content { .. })));
 }
 
@@ -189,7 +204,7 @@ proptest! {
         if tidy && bytes.len() > HEADER {
             let length = u32::try_from(bytes.len() - HEADER).unwrap().to_le_bytes();
             bytes[..4].copy_from_slice(&length);
-            bytes[4..8].copy_from_slice(&[2, 0, 0, 0]);
+            bytes[4..8].copy_from_slice(&[3, 0, 0, 0]);
         }
         if let Ok(Some(message)) = decode::<ToHost>(&bytes) {
             prop_assert!(encode(&message).is_ok());
