@@ -12,6 +12,7 @@ use super::ioapic::{IoApic, Pin};
 use super::kvm::{KvmError, Vcpu, Vm};
 use super::memory::{self, GuestRam, MemoryError};
 use super::ports::{Ports, SERIAL_IRQ, Serial};
+use super::virtio::balloon::Balloon;
 use super::virtio::blk::{Block, Disk, DiskError, Extent};
 use super::virtio::console::Console;
 use super::virtio::device::{Sources, VirtioDevice};
@@ -210,7 +211,7 @@ fn on_bus(
         .collect()
 }
 
-/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, console, network.
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network.
 struct Devices<'a> {
     spec: &'a MachineSpec,
     inherited: &'a mut Inherited,
@@ -233,6 +234,7 @@ impl Devices<'_> {
             self.list.push(Box::new(device));
         }
         self.list.push(Box::new(Rng));
+        self.list.push(Box::new(Balloon));
         if let Some(console) = self.spec.console {
             let console = Console::new(self.inherited.get(console, "console")?, self.sources());
             self.list.push(Box::new(console));

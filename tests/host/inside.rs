@@ -24,6 +24,7 @@ cases![
     a_pause_is_seen_and_ends_with_a_signal,
     top_and_stats_tell,
     keepers_killed_among_further_commands_leave_nothing,
+    memory_that_a_guest_frees_goes_back_to_the_host,
 ];
 
 fn code(output: &Output) -> i32 {
@@ -165,4 +166,43 @@ fn keepers_killed_among_further_commands_leave_nothing(place: &Place) {
             place.until_clean();
         }
     }
+}
+
+/// What a sandbox costs the host, in MiB.
+fn host_mib(place: &Place) -> f64 {
+    let said = place.say(&["stats", "--no-stream", "--format", "{{.HostMem}}", "box"]);
+    let word = said.split_whitespace().next().unwrap_or_default();
+    let digits = word.find(|c: char| c.is_alphabetic()).unwrap_or(word.len());
+    let unit = match &word[digits..] {
+        "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => panic!("{other:?} in {said:?}"),
+    };
+    word[..digits].parse::<f64>().unwrap() * unit / 1_048_576.0
+}
+
+/// 512 MiB are taken and freed in a guest that goes on; at least 80 % of it is the host's again after 10 seconds.
+fn memory_that_a_guest_frees_goes_back_to_the_host(place: &Place) {
+    place.run("microvm", &["--name", "box", "-m", "1g", "workloads", "pause"]);
+    let before = host_mib(place);
+    place.say(&["exec", "box", P, "touch-pages", "512"]);
+    let taken = host_mib(place);
+    let freed = Instant::now();
+    let mut after = taken;
+    while freed.elapsed().as_secs() < 10 && after - before > 0.2 * 512.0 {
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        after = host_mib(place);
+    }
+    println!(
+        "host memory: {before} MiB, {taken} MiB when 512 MiB were freed, {after} MiB {:.1} s later",
+        freed.elapsed().as_secs_f64()
+    );
+    assert!(after - before <= 0.2 * 512.0, "{before} MiB, {taken} MiB, and still {after} MiB after 10 s");
+    assert!(
+        taken - before > 0.5 * 512.0,
+        "{before} MiB before, {taken} MiB after: the guest took too little to show anything"
+    );
+    place.say(&["rm", "-f", "box"]);
+    place.must_be_clean("after memory went back");
 }

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestUsize};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestUsize, VolatileSlice};
 
 pub use file_io::{read_at, write_at};
 pub use placer::FilePlacer;
@@ -33,7 +33,9 @@ pub const HOLE_BEGIN: u64 = 3 << 30;
 /// First address behind the hole.
 pub const HOLE_END: u64 = 4 << 30;
 /// Size of a page.
-pub const PAGE: u64 = 4096;
+pub const PAGE: u64 = PAGE_BYTES as u64;
+/// The same on the host's side.
+pub const PAGE_BYTES: usize = 4096;
 /// Size of a huge page, the unit in which files are mapped.
 pub const HUGE: u64 = 2 << 20;
 
@@ -153,6 +155,19 @@ pub fn make_own(ram: &GuestRam, addr: u64, len: u64) {
     }
 }
 
+/// Gives the whole pages within a slice of guest memory back to the host. The guest finds zeroes there, or what a mapped file has. Returns the
+/// bytes given back.
+pub fn give_back(slice: &VolatileSlice<'_>) -> u64 {
+    let guard = slice.ptr_guard_mut();
+    let (begin, end) = (guard.as_ptr().addr(), guard.as_ptr().addr().saturating_add(slice.len()));
+    let (first, last) = (begin.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
+    let Some(len) = last.checked_sub(first).filter(|len| *len > 0) else { return 0 };
+    // SAFETY: [first, last) lies within the slice, and slices are made of guest memory only, which nothing of ours refers to except through
+    // volatile accesses that expect it to change at any time; the mapping itself stays.
+    let done = unsafe { libc::madvise(guard.as_ptr().with_addr(first).cast(), len, libc::MADV_DONTNEED) };
+    if done == 0 { len as u64 } else { 0 }
+}
+
 fn map_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let count = usize::try_from(len).map_err(|_| invalid())?;
@@ -246,6 +261,20 @@ mod tests {
         for (addr, offset, len) in [(HUGE + 1, 1, PAGE), (HUGE, 0, 5), (8 * MIB, 0, PAGE), (HUGE, 3 * MIB, PAGE)] {
             assert!(share_pages(&ram, addr, &file, offset, len).is_err(), "{addr:#x} {offset:#x} {len:#x}");
         }
+    }
+
+    #[test]
+    fn whole_pages_are_given_back() {
+        let ram = reserve(4).unwrap();
+        ram.write_slice(&pattern(5 * 4096), GuestAddress(PAGE)).unwrap();
+        let back = |addr: u64, len: usize| give_back(&ram.get_slice(GuestAddress(addr), len).unwrap());
+        assert_eq!((back(PAGE + 1, 4096), back(2 * PAGE - 1, 4096), back(PAGE, 4095)), (0, 0, 0), "no page is whole");
+        assert_eq!(back(2 * PAGE - 5, 3 * 4096), 2 * PAGE);
+        let mut read = vec![0; 5 * 4096];
+        ram.read_slice(&mut read, GuestAddress(PAGE)).unwrap();
+        let mut expected = pattern(5 * 4096);
+        expected[4096..3 * 4096].fill(0);
+        assert!(read == expected);
     }
 
     #[test]

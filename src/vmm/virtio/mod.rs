@@ -14,6 +14,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod area;
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod counters;
