@@ -22,6 +22,7 @@ use crate::keeper::{Keeper, KeeperError, Report};
 use crate::sandbox::roster::{Entry, Roster, RosterError, Seen};
 use crate::spec::{Exit, Installation, Outcome, SandboxId, SandboxSpec};
 use crate::sys::spawn::ChildSetup;
+use crate::volume::Volumes;
 
 /// The hidden verb of the process of one keeper.
 pub(crate) const VERB: &str = "keeper";
@@ -83,6 +84,9 @@ pub(crate) struct Words {
 pub(crate) fn roster(context: &Context) -> Result<Roster, RosterError> {
     let roster = Roster::open(&context.installation.state)?;
     for failure in roster.repair()? {
+        note(failed(failure).render().trim_end());
+    }
+    if let Err(failure) = Volumes::of(&context.installation.store).sweep() {
         note(failed(failure).render().trim_end());
     }
     Ok(roster)

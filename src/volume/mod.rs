@@ -44,11 +44,12 @@ pub const SIZES: std::ops::RangeInclusive<u64> = 16 * MIB..=16 << 40;
 /// How long the last user of a volume may take to let go of it: a container's mounts go a moment after its processes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// An incomplete volume whose disk nobody holds is its maker's for so long.
+/// An incomplete volume without a disk is its maker's for so long.
 const STALE: Duration = Duration::from_secs(60);
 
 const RECORD: &str = "volume.json";
 const DISK: &str = "disk";
+const PART: &str = "disk.part";
 const WRITER: &str = "writer";
 
 /// Longest name.
@@ -206,10 +207,12 @@ impl Volumes {
 
     /// False if there is one of this name meanwhile.
     fn fill(&self, fresh: &Path, volume: &Volume) -> Result<bool, VolumeError> {
-        let path = fresh.join(DISK);
-        let disk = File::options().create_new(true).read(true).write(true).mode(0o600).open(&path);
-        let disk = disk.map_err(failed("make", &path))?;
-        flock(&disk, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed("lock", &path)(e.into()))?;
+        let (part, path) = (fresh.join(PART), fresh.join(DISK));
+        let disk = File::options().create_new(true).read(true).write(true).mode(0o600).open(&part);
+        let disk = disk.map_err(failed("make", &part))?;
+        flock(&disk, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed("lock", &part)(e.into()))?;
+        // It has its name only once it is locked: one that is free has no maker any more.
+        fs::rename(&part, &path).map_err(failed("make", &path))?;
         disk.set_len(volume.size).map_err(failed("enlarge", &path))?;
         e2fs::make(&path)?;
         disk.sync_all().map_err(failed("write", &path))?;
@@ -356,18 +359,23 @@ impl Volumes {
     }
 
     /// Clears what makers and removers that died have left.
-    fn sweep(&self) -> Result<(), VolumeError> {
-        let entries = fs::read_dir(&self.folder).map_err(failed("read", &self.folder))?;
+    ///
+    /// # Errors
+    /// What cannot be read or removed.
+    pub fn sweep(&self) -> Result<(), VolumeError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(failed("read", &self.folder))?,
+        };
         for path in entries.filter_map(|e| Some(e.ok()?.path())) {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
             let (new, gone) = (name.starts_with(".new-"), name.starts_with(".gone-"));
             let age = |m: fs::Metadata| SystemTime::now().duration_since(m.modified().ok()?).ok();
-            let old = || fs::metadata(&path).ok().and_then(age).is_some_and(|age| age > STALE);
-            let held = || match File::open(path.join(DISK)) {
-                Ok(disk) => flock(&disk, FlockOperation::NonBlockingLockShared).is_err(),
-                Err(_) => false,
+            let abandoned = || match File::open(path.join(DISK)) {
+                Ok(disk) => flock(&disk, FlockOperation::NonBlockingLockShared).is_ok(),
+                Err(_) => fs::metadata(&path).ok().and_then(age).is_some_and(|age| age > STALE),
             };
-            if gone || (new && old() && !held()) {
+            if gone || (new && abandoned()) {
                 match fs::remove_dir_all(&path) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(e)),
                     _ => {}

@@ -82,15 +82,19 @@ fn what_dead_makers_left_is_cleared() {
     let volumes = Volumes::of(store.path());
     volumes.create("data", &small()).unwrap();
     let folder = store.path().join("volumes");
-    for name in [".new-1-1", ".new-2-2", ".gone-1-1"] {
+    for name in [".new-1-1", ".new-2-2", ".new-3-3", ".new-4-4", ".gone-1-1"] {
         fs::create_dir(folder.join(name)).unwrap();
+    }
+    for name in [".new-3-3", ".new-4-4", ".gone-1-1"] {
         fs::write(folder.join(name).join(DISK), "").unwrap();
     }
+    let maker = File::open(folder.join(".new-4-4").join(DISK)).unwrap();
+    flock(&maker, FlockOperation::NonBlockingLockExclusive).unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(120);
     File::open(folder.join(".new-1-1")).unwrap().set_modified(long_ago).unwrap();
     volumes.create("other", &small()).unwrap();
     let mut left: Vec<_> =
         fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
-    assert_eq!(left, [".new-2-2", "data", "other"], "a young one may have a maker");
+    assert_eq!(left, [".new-2-2", ".new-4-4", "data", "other"], "a young one may have a maker, a held one has");
 }

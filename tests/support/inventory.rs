@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Processes, network namespaces, mounts, cgroups, loop devices and files in these folders, a line each.
+/// Processes, network namespaces, interfaces, sockets that can be reached, mounts, cgroups, loop devices and files in these folders, a line each.
 pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -35,6 +35,17 @@ pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) {
             found.insert(format!("loop device of {}", file.trim()));
+        }
+    }
+    let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    found.extend(interfaces.map(|i| format!("network interface {}", i.file_name().to_string_lossy())));
+    // States of proc_net(5): 0A listens, 07 is UDP's only one without a peer.
+    for (kind, state) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
+        for line in fs::read_to_string(format!("/proc/net/{kind}")).unwrap_or_default().lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields.get(3) == Some(&state) {
+                found.insert(format!("{kind} socket {}", fields[1]));
+            }
         }
     }
     for folder in folders {
