@@ -193,6 +193,7 @@ pub(super) fn sandbox(
         hostname,
         limits: limits(args)?,
         read_only: args.read_only,
+        init: args.init,
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
         tmpfs,

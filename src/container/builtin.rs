@@ -47,7 +47,7 @@ pub(super) fn create(
     let (refusals, report) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| BuiltinError::Pipe(e.into()))?;
     let executor = match Execute::new(&orders.spec.process.args, environment, report) {
-        Ok(executor) => executor,
+        Ok(executor) => executor.below_init(orders.spec.init),
         Err(refusal) => return Ok(Err(refusal)),
     };
     let builder = ContainerBuilder::new(orders.spec.id.to_string(), SyscallType::default()).with_executor(executor);

@@ -19,6 +19,7 @@ pub(super) struct Execute {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     report: Arc<OwnedFd>,
+    init: bool,
 }
 
 /// Why the command was not executed.
@@ -38,7 +39,12 @@ impl Execute {
                 "There is no command: the image has none and none was given".to_owned(),
             ));
         }
-        Ok(Self { arguments, environment, report: Arc::new(report) })
+        Ok(Self { arguments, environment, report: Arc::new(report), init: false })
+    }
+
+    /// As the child of an init, which this process becomes.
+    pub(super) fn below_init(self, init: bool) -> Self {
+        Self { init, ..self }
     }
 
     /// Returns only why it failed.
@@ -88,7 +94,11 @@ fn refusal(program: &CStr, errno: Errno) -> Refusal {
 impl Executor for Execute {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         crate::sys::signals::default_all();
-        let refusal = self.become_command();
+        let split = if self.init { duplex_init::split() } else { Ok(()) };
+        let refusal = match split {
+            Ok(()) => self.become_command(),
+            Err(e) => (FailureKind::Other, format!("Cannot make the command's process: {e}")),
+        };
         if let (Ok(bytes), Ok(pipe)) = (postcard::to_stdvec(&refusal), self.report.try_clone()) {
             let _ = File::from(pipe).write_all(&bytes);
         }

@@ -58,6 +58,8 @@ enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("An outside runtime gives no init to a container: leave out --init")]
+    Init,
     #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
     Pieces(usize),
     #[error(transparent)]
@@ -112,6 +114,9 @@ impl ContainerBackend {
     }
 
     fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
+        if spec.init && self.runtime.is_some() {
+            return Err(ContainerError::Init);
+        }
         let mut descriptors = self.open_mounts(spec)?;
         descriptors.extend(self.open_pieces(spec)?);
         let (briefing, mut network) = network::plan(spec, PASTA)?;

@@ -60,6 +60,9 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// The root file system refuses writes.
     pub read_only: bool,
+    /// Its first process is an init of ours, and the command that one's child.
+    #[serde(default)]
+    pub init: bool,
     /// Another guest kernel than the one installed (microVM only).
     pub kernel: Option<PathBuf>,
     /// Keep the guest's kernel log in this file (microVM only).

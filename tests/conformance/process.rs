@@ -187,6 +187,51 @@ pub(crate) fn term_ends_a_first_process_without_a_handler(stage: &Stage) -> Verd
     Ok(())
 }
 
+/// Process 1 is not the command, hands signals on, reaps what it gets, and ends as the command does.
+pub(crate) fn an_init_hands_on_and_reaps(stage: &Stage) -> Verdict {
+    let with_init = |words: &[&str]| {
+        let mut spec = stage.spec(words);
+        spec.init = true;
+        spec.process.user = "ann".into();
+        spec
+    };
+    let script = "echo $$ $PPID; cat /proc/1/comm; (sleep 0.2 &) ; sleep 1; for p in /proc/[0-9]*; do grep -h '^State.*Z' $p/status; done 2>/dev/null
+        trap 'echo term' TERM; trap 'echo usr1; exit 7' USR1; echo ready; while :; do sleep 0.1; done";
+    let mut running = stage.start(&with_init(&["sh", "-c", script]));
+    running.stdout.until("ready");
+    running.sandbox.remote().signal(15).unwrap();
+    running.stdout.until("term");
+    // From inside too. The one that sends it may end with the sandbox.
+    running.exec_shell("kill -USR1 1");
+    let ran = running.finish();
+    assert_eq!(ran.outcome.exit, Exit::Code(7));
+    let text = ran.text();
+    let mut lines = text.lines();
+    let own: u32 = lines.next().and_then(|l| l.strip_suffix(" 1")).unwrap().parse().unwrap();
+    assert!(own > 1, "{text}");
+    assert_eq!(lines.collect::<Vec<_>>(), ["init", "ready", "term", "usr1"], "no zombie is among them");
+
+    // What has no handler ends it, as it would outside; codes, failures and terminals are the command's.
+    let running = stage.start(&with_init(&["sleep", "600"]));
+    running.sandbox.remote().signal(15).unwrap();
+    assert_eq!(running.finish().outcome.exit.code(), 143);
+    assert_eq!(stage.run(&with_init(&["sh", "-c", "exit 42"])).outcome.exit, Exit::Code(42));
+    let missing = stage.run(&with_init(&["no-such-program"])).outcome;
+    assert_eq!(missing.exit, Exit::NotFound);
+    let mut spec = with_init(&["sh", "-c", "tty; stty size; read line; echo \"got $line\""]);
+    spec.process.stdin = true;
+    spec.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
+    let mut running = stage.start(&spec);
+    let typed = feed(running.stdin.take().unwrap(), b"hello\n".to_vec());
+    running.stdout.until("got hello");
+    typed.join().unwrap();
+    assert!(running.finish().text().contains("/dev/pts/0\r\n24 80\r\n"), "in the foreground of its terminal");
+    let running = stage.start(&with_init(&["sh", "-c", "trap '' TERM; sleep 600"]));
+    running.sandbox.remote().signal(9).unwrap();
+    assert_eq!(running.finish().outcome.exit, Exit::Signal(9));
+    Ok(())
+}
+
 pub(crate) fn kill_always_ends(stage: &Stage) -> Verdict {
     let script = "trap '' TERM INT HUP QUIT; (trap '' TERM; sleep 600) & echo ready; while :; do :; done";
     let mut running = stage.start(&stage.spec(&["sh", "-c", script]));

@@ -76,6 +76,7 @@ impl Stage {
             hostname: "box".into(),
             limits: Limits { memory: Some(MemorySize(256 << 20)), ..Limits::default() },
             read_only: false,
+            init: false,
             kernel: None,
             kernel_log: None,
             tmpfs: Vec::new(),

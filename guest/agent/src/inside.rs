@@ -77,7 +77,13 @@ impl From<Trouble> for Failure {
 
 /// Becomes the command. Returns only if that fails.
 pub(crate) fn become_command(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Failure {
-    match prepare(start, ends, channel) {
+    let command = prepare(start, ends, channel).and_then(|command| {
+        if start.init {
+            duplex_init::split().doing(|| "make the command's process".into())?;
+        }
+        Ok(command)
+    });
+    match command {
         Ok(command) => command.execute(),
         Err(failure) => failure,
     }

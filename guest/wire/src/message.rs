@@ -70,6 +70,8 @@ pub enum ToGuest {
 pub struct Start {
     /// What runs.
     pub process: ProcessSpec,
+    /// As the child of an init.
+    pub init: bool,
     /// Host name.
     pub hostname: String,
     /// The root file system.

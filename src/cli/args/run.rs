@@ -63,6 +63,9 @@ pub(crate) struct RunArgs {
     /// The same in words: type=volume|bind|tmpfs,source=,target=,readonly,volume-nocopy,tmpfs-size=,tmpfs-mode=
     #[arg(long, value_name = "NAME=VALUE,...")]
     pub mount: Vec<String>,
+    /// Run an init as the first process, which hands signals on to the command and reaps what it leaves behind
+    #[arg(long)]
+    pub init: bool,
     /// Refuse writes to the root file system
     #[arg(long)]
     pub read_only: bool,

@@ -70,6 +70,7 @@ mod tests {
             hostname: "box".into(),
             limits: Limits::default(),
             read_only: true,
+            init: false,
             kernel: None,
             kernel_log: None,
             network: crate::spec::NetworkSpec::default(),

@@ -79,6 +79,7 @@ fn plain() -> SandboxSpec {
         hostname: ID.to_owned(),
         limits: Limits::default(),
         read_only: false,
+        init: false,
         kernel: None,
         kernel_log: None,
         tmpfs: Vec::new(),

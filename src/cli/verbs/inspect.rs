@@ -148,6 +148,7 @@ fn host_config(seen: &Seen) -> Value {
         "PortBindings": ports::map(&network.publish),
         "Dns": network.dns,
         "ExtraHosts": network.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect::<Vec<_>>(),
+        "Init": definition.spec.init,
         "ReadonlyRootfs": definition.spec.read_only,
         "LogConfig": {
             "Type": if log.files == 0 { "none" } else { "local" },

@@ -6,6 +6,7 @@ use super::*;
 fn start() -> Start {
     Start {
         process: ProcessSpec::default(),
+        init: false,
         hostname: "h".into(),
         root: Root { disk: "vda".into(), read_only: false },
         hosts: String::new(),

@@ -221,6 +221,7 @@ fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, Micro
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Start {
         process: spec.process.clone(),
+        init: spec.init,
         hostname: spec.hostname.clone(),
         root: Root { disk: "vda".to_owned(), read_only: spec.read_only },
         hosts: briefing.files.hosts.clone(),

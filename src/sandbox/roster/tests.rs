@@ -13,6 +13,7 @@ fn definition(number: u8) -> Definition {
             hostname: "h".into(),
             limits: Limits::default(),
             read_only: false,
+            init: false,
             kernel: None,
             kernel_log: None,
             tmpfs: Vec::new(),

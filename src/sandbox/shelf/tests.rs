@@ -14,6 +14,7 @@ fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
         hostname: "h".into(),
         limits: Limits::default(),
         read_only: false,
+        init: false,
         kernel: None,
         kernel_log: None,
         tmpfs: Vec::new(),

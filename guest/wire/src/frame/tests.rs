@@ -29,6 +29,7 @@ fn start() -> ToGuest {
             no_new_privileges: false,
             limits: vec![ProcessLimit { resource: 7, soft: Some(1), hard: None }],
         },
+        init: true,
         hostname: "h".into(),
         root: Root { disk: "vda".into(), read_only: true },
         hosts: "x".into(),
@@ -54,7 +55,7 @@ fn version_3_is_frozen() {
         (
             start(),
             concat!(
-                "6f00000003000000",
+                "7000000003000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -65,6 +66,7 @@ fn version_3_is_frozen() {
                 "02001f",
                 "00",
                 "0107010100",
+                "01",
                 "0168",
                 "0376646101",
                 "0178",
