@@ -18,9 +18,10 @@ pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
 pub(super) use inside::{CpArgs, ExecArgs, PauseArgs, StatsArgs, TopArgs};
 pub(super) use life::{
-    AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs, WaitArgs,
+    AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs,
+    UpdateArgs, WaitArgs,
 };
-pub(super) use run::{PullPolicy, RunArgs};
+pub(super) use run::{LimitArgs, PullPolicy, RunArgs};
 pub(super) use volume::{
     VolumeArgs, VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
 };
@@ -87,6 +88,8 @@ pub(super) enum Verb {
     Wait(WaitArgs),
     /// Remove sandboxes
     Rm(RmArgs),
+    /// Change the limits of sandboxes, those that run included
+    Update(UpdateArgs),
     /// Give a sandbox another name
     Rename(RenameArgs),
     /// Remove all sandboxes that have ended

@@ -12,11 +12,11 @@ mod signal;
 use std::collections::BTreeMap;
 
 use crate::spec::{
-    Digest, Isolation, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode, ProcessSpec, SandboxId,
-    SandboxSpec, TerminalSize, Tmpfs,
+    Digest, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode, ProcessSpec,
+    SandboxId, SandboxSpec, TerminalSize, Tmpfs,
 };
 
-use super::args::RunArgs;
+use super::args::{LimitArgs, RunArgs};
 
 pub(super) use capabilities::capabilities;
 pub(super) use command::{Variables, command, environment};
@@ -107,6 +107,9 @@ pub(super) enum MeaningError {
     /// Not a limit of processes.
     #[error("Limit of processes '{0}' is neither a positive number nor -1 for no limit")]
     Pids(i64),
+    /// Not a share of processor time.
+    #[error("CPU shares of {0} are neither 2 to 262144 nor 0 for the usual 1024")]
+    Shares(u32),
     /// An option of microVMs only.
     #[error("Option {0} is for microVMs: a container runs on the host's kernel")]
     MicroVmOnly(&'static str),
@@ -236,17 +239,27 @@ fn check_names(name: Option<&str>, hostname: &str) -> Result<(), MeaningError> {
 }
 
 fn limits(args: &RunArgs) -> Result<Limits, MeaningError> {
+    Ok(Limits::default().changed(&limit_change(&args.limits, args.isolation)?))
+}
+
+/// What these options change of a sandbox's limits.
+pub(super) fn limit_change(args: &LimitArgs, isolation: Isolation) -> Result<LimitChange, MeaningError> {
     if let Some(memory) = args.memory.filter(|m| *m < LEAST_MEMORY) {
         return Err(MeaningError::Memory(memory));
     }
-    if let Some(cpus) = args.cpus.filter(|c| args.isolation == Isolation::MicroVm && c.ceil() > MOST_VCPUS) {
+    if let Some(cpus) = args.cpus.filter(|c| isolation == Isolation::MicroVm && c.ceil() > MOST_VCPUS) {
         return Err(MeaningError::Vcpus(cpus.ceil()));
     }
+    if let Some(shares) = args.cpu_shares.filter(|shares| !(2..=262_144).contains(shares) && *shares != 0) {
+        return Err(MeaningError::Shares(shares));
+    }
     let pids = match args.pids_limit {
-        None | Some(-1 | 0) => None,
+        None => None,
+        Some(-1) => Some(0),
         Some(n) => Some(u32::try_from(n).map_err(|_| MeaningError::Pids(n))?),
     };
-    Ok(Limits { memory: args.memory, cpus: args.cpus, pids })
+    let cpu_shares = args.cpu_shares.map(|shares| if shares == 0 { 1024 } else { shares });
+    Ok(LimitChange { memory: args.memory, cpus: args.cpus, pids, cpu_shares })
 }
 
 #[cfg(test)]

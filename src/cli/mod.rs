@@ -116,6 +116,7 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
         Verb::Kill(args) => verbs::stop::kill(&context, args),
         Verb::Wait(args) => verbs::stop::wait(&context, args),
         Verb::Rm(args) => verbs::rm::rm(&context, args),
+        Verb::Update(args) => verbs::update::update(&context, args),
         Verb::Rename(args) => verbs::rm::rename(&context, args),
         Verb::Prune(args) => verbs::rm::prune(&context, args),
         Verb::Volume(args) => verbs::volume::volume(&context, args),

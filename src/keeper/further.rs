@@ -13,7 +13,7 @@ use super::hub::{Attached, lock};
 use super::serve::{Shared, causes, put};
 use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
-use crate::spec::{ProcessSpec, Status, Transfer};
+use crate::spec::{LimitChange, ProcessSpec, Status, Transfer};
 
 /// The signal that nothing can refuse.
 const SIGKILL: u8 = 9;
@@ -46,6 +46,18 @@ impl Shared {
             if let Some(entry) = lock(&self.entry).as_mut() {
                 entry.standing.status = if paused { Status::Paused } else { Status::Running };
                 // It is what it is even where that cannot be noted.
+                let _ = entry.save();
+            }
+            Ok(Reply::Done)
+        })
+    }
+
+    /// Changes its limits, and notes them where the next start and `inspect` find them.
+    pub(super) fn change_limits(&self, change: &LimitChange) -> Reply {
+        self.ask(|inside| {
+            inside.change(change)?;
+            if let Some(entry) = lock(&self.entry).as_mut() {
+                entry.change_limits(change);
                 let _ = entry.save();
             }
             Ok(Reply::Done)

@@ -198,7 +198,10 @@ impl Keeper {
 
     fn live(&mut self, backend: &dyn Backend, report: &mut dyn FnMut(Report)) -> Result<Life, KeeperError> {
         let (stdio, pumps) = self.streams().map_err(KeeperError::Streams)?;
-        let spec = self.definition.spec.clone();
+        let mut spec = self.definition.spec.clone();
+        if let Some(limits) = lock(&self.shared.entry).as_ref().and_then(|entry| entry.standing.limits) {
+            spec.limits = limits;
+        }
         let made = backend.create(&spec, stdio);
         let life = made.map_err(KeeperError::Sandbox).and_then(|sandbox| self.follow(sandbox, report));
         // Whoever writes is gone, so the pumps end with the last byte.

@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Transfer, Usage};
+use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Transfer, Usage};
 
 /// Version of the protocol, in each [`Opening`].
 pub const VERSION: u32 = 1;
@@ -109,6 +109,8 @@ pub enum Request {
     Unpause,
     /// List its processes.
     Processes,
+    /// Change its limits.
+    Change(LimitChange),
     /// Tell what it uses, seen from inside and from this host.
     Stats,
 }

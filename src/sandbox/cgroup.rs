@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::spec::{Counters, Limits, MIB, MemorySize, SandboxId, Usage};
+use crate::spec::{Counters, LimitChange, Limits, MIB, MemorySize, SandboxId, Usage};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -80,6 +80,14 @@ pub enum CgroupError {
         /// What the kernel says.
         #[source]
         source: io::Error,
+    },
+    /// A limit below what is there.
+    #[error("It uses {used} of memory, so {asked} would end it: let it use less first")]
+    InUse {
+        /// What was asked for.
+        asked: MemorySize,
+        /// What is in use.
+        used: MemorySize,
     },
     /// Some process does not stop.
     #[error("The processes of {path} have not stopped within {} s", PATIENCE.as_secs())]
@@ -189,7 +197,21 @@ impl Cgroup {
         if let Some(pids) = limits.pids {
             self.write("pids.max", &pids.to_string())?;
         }
-        Ok(())
+        limits.cpu_shares.map_or(Ok(()), |shares| self.write("cpu.weight", &weight(shares).to_string()))
+    }
+
+    /// Changes limits of what runs in it.
+    ///
+    /// # Errors
+    /// [`CgroupError::InUse`] for less memory than is in use, else what the kernel says.
+    pub fn change(&self, change: &LimitChange) -> Result<(), CgroupError> {
+        let used = self.counters().memory_bytes.unwrap_or(0);
+        if let Some(least) = change.memory.filter(|asked| asked.0 < used) {
+            return Err(CgroupError::InUse { asked: least, used: MemorySize(used) });
+        }
+        let LimitChange { memory, cpus, pids, cpu_shares } = *change;
+        self.limit(&Limits { memory, cpus, pids: pids.filter(|most| *most > 0), cpu_shares })?;
+        if pids == Some(0) { self.write("pids.max", "max") } else { Ok(()) }
     }
 
     /// What it uses now. A file that this kernel does not have is `None`.
@@ -312,6 +334,11 @@ fn switch_on_controllers(folder: &Path) -> Result<(), CgroupError> {
         let _ = write_existing(&control, &format!("+{OPTIONAL}"));
     }
     Ok(())
+}
+
+/// `cpu.weight` (1 to 10000, 100 if not set) of Docker's shares (2 to 262144), as OCI runtimes convert them.
+fn weight(shares: u32) -> u64 {
+    1 + u64::from(shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
 /// Writes to a file that must be there: `fs::write` would try to create one.

@@ -1,7 +1,7 @@
 //! What can be done inside a running sandbox, beside its command.
 
 use super::{Remote, SandboxError, Stdio};
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Transfer};
+use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Stats, Transfer};
 
 /// Reaches into one sandbox from any thread, while another waits for its end. Every method fails with a [`Refusal`] as the cause when the
 /// sandbox is not in the state for it.
@@ -23,6 +23,10 @@ pub trait Inside: Send + Sync + std::fmt::Debug {
 
     /// Its processes, by their numbers inside. A paused microVM cannot be asked and refuses; a paused container answers.
     fn processes(&self) -> Result<Vec<ProcessEntry>, SandboxError>;
+
+    /// Changes its limits. A microVM's machine stays as large as it is: what is above that is refused, and a paused one cannot be asked for
+    /// less memory or other processes.
+    fn change(&self, change: &LimitChange) -> Result<(), SandboxError>;
 
     /// What it uses. A paused microVM tells only what it costs the host.
     fn stats(&self) -> Result<Stats, SandboxError>;

@@ -163,6 +163,14 @@ pub enum MicroVmError {
     /// It is not in a state for that.
     #[error(transparent)]
     Inside(#[from] Refusal),
+    /// More than the machine has.
+    #[error("Its machine has {has}, and {asked} is more: 'duplex stop' it, update it, and start it again")]
+    LargerMachine {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        has: String,
+    },
     /// The agent or the monitor keeps still.
     #[error("It has not answered within {} s", .0.as_secs())]
     Unanswered(Duration),
@@ -238,6 +246,8 @@ impl MicroVmBackend {
             reach: Arc::default(),
             voice: voice.clone(),
             cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits))?),
+            size: machine::size(&spec.limits)
+                .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
         });
         let mut network = network;
@@ -281,6 +291,7 @@ fn host_limits(limits: &Limits) -> Limits {
         memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY))),
         cpus: limits.cpus,
         pids: Some(MONITOR_THREADS),
+        cpu_shares: limits.cpu_shares,
     }
 }
 

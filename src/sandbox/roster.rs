@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::grip::{self, Grip, is_held, try_lock};
 use super::names::Names;
 use super::shelf::{Shelf, ShelfError};
-use crate::spec::{Definition, Digest, Exit, Outcome, SandboxId, Standing, Status};
+use crate::spec::{Definition, Digest, Exit, LimitChange, Limits, Outcome, SandboxId, Standing, Status};
 use crate::sys::clock::realtime_ns;
 use crate::volume::VolumeError;
 
@@ -425,6 +425,13 @@ impl Roster {
     }
 }
 
+impl Seen {
+    /// Its limits, changed or not.
+    pub fn limits(&self) -> Limits {
+        self.standing.limits.unwrap_or(self.definition.spec.limits)
+    }
+}
+
 impl Entry {
     /// Its folder.
     pub fn path(&self) -> &Path {
@@ -458,6 +465,16 @@ impl Entry {
     pub fn settled(&mut self) -> Result<(), RosterError> {
         self.unsettled = false;
         settled(&self.path)
+    }
+
+    /// Its limits, changed or not.
+    pub fn limits(&self) -> Limits {
+        self.standing.limits.unwrap_or(self.definition.spec.limits)
+    }
+
+    /// Has other limits from now on, once it is saved.
+    pub fn change_limits(&mut self, change: &LimitChange) {
+        self.standing.limits = Some(self.limits().changed(change));
     }
 
     /// Gives it another name.

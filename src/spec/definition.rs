@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attachment, MIB, Outcome, SandboxSpec};
+use super::{Attachment, Limits, MIB, Outcome, SandboxSpec};
 
 /// SIGTERM, what asks a command to end unless something else is said.
 pub const SIGTERM: u8 = 15;
@@ -197,6 +197,9 @@ pub struct Standing {
     /// How often it has started again by itself since its user started it.
     #[serde(default)]
     pub restarts: u32,
+    /// Limits in place of those that it was defined with.
+    #[serde(default)]
+    pub limits: Option<Limits>,
     /// How it is connected while it runs; `None` without a network of its own.
     #[serde(default)]
     pub network: Option<Attachment>,
@@ -213,6 +216,7 @@ impl Standing {
             finished_at_ns: None,
             outcome: None,
             restarts: 0,
+            limits: None,
             network: None,
         }
     }

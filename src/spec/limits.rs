@@ -18,6 +18,35 @@ pub struct Limits {
     pub cpus: Option<Cpus>,
     /// Most processes and threads at once (`pids.max`).
     pub pids: Option<u32>,
+    /// Share of processor time where others want it too, as Docker counts it: 2 to 262144, 1024 if not given.
+    #[serde(default)]
+    pub cpu_shares: Option<u32>,
+}
+
+/// What of a sandbox's limits is to be another. `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitChange {
+    /// Memory.
+    pub memory: Option<MemorySize>,
+    /// Processor time.
+    pub cpus: Option<Cpus>,
+    /// Most processes; 0 is no limit.
+    pub pids: Option<u32>,
+    /// Share of processor time.
+    pub cpu_shares: Option<u32>,
+}
+
+impl Limits {
+    /// With this change.
+    #[must_use]
+    pub fn changed(self, change: &LimitChange) -> Self {
+        Self {
+            memory: change.memory.or(self.memory),
+            cpus: change.cpus.or(self.cpus),
+            pids: change.pids.map_or(self.pids, |most| Some(most).filter(|most| *most > 0)),
+            cpu_shares: change.cpu_shares.or(self.cpu_shares),
+        }
+    }
 }
 
 /// A size in bytes. Parsed as Docker does: a number with an optional `b`, `k`, `m` or `g` (powers of 1024).

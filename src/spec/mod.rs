@@ -15,7 +15,7 @@ mod trace;
 pub use definition::{Definition, LogLimits, Restart, RestartError, SIGTERM, Standing, Status};
 pub use digest::{Digest, DigestError};
 pub use id::{IdError, SandboxId};
-pub use limits::{Cpus, Limits, LimitsError, MIB, MemorySize};
+pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize};
 pub use machine::{
     DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use duplex::spec::{Cpus, Exit, MemorySize, ProcessLimit, Sysctl, Tmpfs};
+use duplex::sandbox::Refusal;
+use duplex::spec::{Cpus, Exit, Isolation, LimitChange, MemorySize, ProcessLimit, Sysctl, Tmpfs};
 
-use super::stage::Stage;
+use super::stage::{Stage, chain};
 use crate::runner::Verdict;
 
 pub(crate) fn memory_ends_with_137(stage: &Stage) -> Verdict {
@@ -24,6 +25,59 @@ pub(crate) fn processes_are_counted(stage: &Stage) -> Verdict {
     let ran = stage.run(&spec);
     let seen: u32 = ran.text().trim().parse().unwrap_or(0);
     assert!(seen <= 20, "{seen} processes with a limit of 20: {ran:?}");
+    Ok(())
+}
+
+/// Less and more of each, while it runs; what a machine does not have is refused.
+pub(crate) fn limits_change_while_it_runs(stage: &Stage) -> Verdict {
+    let change = LimitChange {
+        memory: Some(MemorySize(100 << 20)),
+        cpus: Some(Cpus(500)),
+        pids: Some(12),
+        cpu_shares: Some(512),
+    };
+    let mut spec = stage.spec(&["sleep", "600"]);
+    let created = stage.create(&spec);
+    assert_eq!(created.sandbox.inside().change(&change).unwrap_err().refusal(), Some(Refusal::NotRunning));
+    created.sandbox.remove().unwrap();
+    spec.limits.cpus = Some(Cpus(1000));
+    let running = stage.start(&spec);
+    let inside = running.sandbox.inside();
+    inside.change(&change).unwrap();
+    if stage.is_fake() {
+        return Ok(());
+    }
+    let of_host = |file: &str| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/duplex/{}/{file}", spec.id)).unwrap().trim().to_owned()
+    };
+    assert_eq!((of_host("cpu.max"), of_host("cpu.weight")), ("50000 100000".into(), "20".into()));
+    let fork = "n=0; while [ $n -lt 30 ]; do sleep 3 & n=$((n+1)); done 2>/dev/null; set -- /proc/[0-9]*; echo $#";
+    let count = |text: String| text.trim().parse::<u32>().unwrap_or(0);
+    let eat = "head -c 160000000 /dev/zero | tail -c 160000000 | wc -c";
+    let seen = count(running.exec_shell(fork).text());
+    assert!(seen <= 12, "{seen} processes with a limit of 12");
+    assert_ne!(running.exec_shell(eat).text().trim(), "160000000", "more than 100 MiB of memory");
+    let less = LimitChange { memory: Some(MemorySize(1 << 16)), ..LimitChange::default() };
+    let words = chain(&inside.change(&less).unwrap_err());
+    assert!(words.contains("let it use less first"), "{words}");
+    let more = LimitChange { memory: Some(MemorySize(250 << 20)), pids: Some(0), ..LimitChange::default() };
+    inside.change(&more).unwrap();
+    assert_eq!(running.exec_shell(eat).good().trim(), "160000000", "less than 250 MiB of memory");
+    assert_eq!(of_host("cpu.weight"), "20", "what is not named stays");
+    for larger in [
+        LimitChange { memory: Some(MemorySize(512 << 20)), ..LimitChange::default() },
+        LimitChange { cpus: Some(Cpus(1500)), ..LimitChange::default() },
+    ] {
+        let changed = inside.change(&larger);
+        if stage.backend.isolation() == Isolation::MicroVm {
+            let words = chain(&changed.unwrap_err());
+            assert!(words.contains("Its machine has") && words.contains("start it again"), "{words}");
+        } else {
+            changed.unwrap();
+        }
+    }
+    running.sandbox.remote().signal(9).unwrap();
+    running.finish();
     Ok(())
 }
 

@@ -50,6 +50,7 @@ macro_rules! all_promises {
             files::nothing_of_the_host_is_seen,
             limits::memory_ends_with_137,
             limits::processes_are_counted,
+            limits::limits_change_while_it_runs,
             limits::limits_of_processes_are_the_specs,
             limits::file_systems_in_memory_are_the_specs,
             limits::kernel_parameters_are_the_specs,
@@ -79,6 +80,7 @@ const FAKE: &[Case] = promises!(fake []:
     inside::a_pause_is_told,
     inside::processes_are_listed,
     copy::files_go_in_and_come_out,
+    limits::limits_change_while_it_runs,
     network::ports_are_told,
 );
 

@@ -20,6 +20,7 @@ macro_rules! cases {
 }
 
 cases![
+    limits_are_updated,
     exec_runs_a_further_command,
     a_pause_is_seen_and_ends_with_a_signal,
     top_and_stats_tell,
@@ -205,4 +206,34 @@ fn memory_that_a_guest_frees_goes_back_to_the_host(place: &Place) {
     );
     place.say(&["rm", "-f", "box"]);
     place.must_be_clean("after memory went back");
+}
+
+/// Of one that runs at once, of one that does not at its next start, and `inspect` tells.
+fn limits_are_updated(place: &Place) {
+    for isolation in BOTH {
+        place.run(isolation, &["--name", "box", "-m", "300m", "-c", "2048", "workloads", "sleep", "1000"]);
+        let look = |field: &str| place.look("box", &format!("{{{{.HostConfig.{field}}}}}"));
+        assert_eq!(look("CpuShares"), "2048", "{isolation}");
+        assert_eq!(place.say(&["update", "-m", "200m", "--pids-limit", "50", "box"]), "box");
+        assert_eq!((look("Memory"), look("PidsLimit")), ("209715200".into(), "50".into()), "{isolation}");
+        let limit = || place.say(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "box"]);
+        assert!(limit().contains("/ 209.7MB"), "{isolation}: {}", limit());
+        let nothing = place.output(&["update", "box"]);
+        assert!(String::from_utf8_lossy(&nothing.stderr).contains("name a limit"), "{nothing:?}");
+        let larger = place.output(&["update", "-m", "1g", "box"]);
+        if isolation == "microvm" {
+            assert_eq!(larger.status.code(), Some(1), "{larger:?}");
+            assert!(String::from_utf8_lossy(&larger.stderr).contains("Its machine has 300 MiB"), "{larger:?}");
+        } else {
+            assert!(larger.status.success(), "{larger:?}");
+        }
+        place.say(&["kill", "box"]);
+        place.say(&["wait", "box"]);
+        place.say(&["update", "-m", "400m", "--cpus", "2", "box"]);
+        place.say(&["start", "box"]);
+        assert_eq!((look("Memory"), look("NanoCpus")), ("419430400".into(), "2000000000".into()), "{isolation}");
+        let refused = place.output(&["update", "--cpus", "3", "box"]);
+        assert_eq!(refused.status.success(), isolation == "container", "{refused:?}");
+        place.say(&["rm", "-f", "box"]);
+    }
 }

@@ -54,6 +54,22 @@ impl AsFd for Workload {
     }
 }
 
+/// Changes the group's limits; 0 processes is no limit. No limit of memory is above what the machine can spare: the kernel's own is the
+/// machine's size.
+pub(crate) fn change(memory_bytes: Option<u64>, pids: Option<u32>) -> Result<(), Trouble> {
+    if let Some(bytes) = memory_bytes {
+        let total = fs::read_to_string("/proc/meminfo").doing(|| "read /proc/meminfo".into())?;
+        let total = total.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let total = total.unwrap_or(0_u64).saturating_mul(1024);
+        set("memory.max", &bytes.min(workload_memory(total, total)).to_string())?;
+    }
+    match pids {
+        None => Ok(()),
+        Some(0) => set("pids.max", "max"),
+        Some(most) => set("pids.max", &most.to_string()),
+    }
+}
+
 fn set(file: &str, value: &str) -> Result<(), Trouble> {
     let path = format!("{GROUP}/{file}");
     fs::write(&path, value).doing(|| format!("write {value} to {path}"))

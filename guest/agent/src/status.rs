@@ -2,7 +2,7 @@
 
 use duplex_wire::{Answer, Counters, Pid, Question, ToHost, processes};
 
-use crate::cgroup::GROUP;
+use crate::cgroup::{self, GROUP};
 use crate::host::Speaker;
 use crate::stdio::thread;
 use crate::trouble::{Doing, Trouble};
@@ -35,6 +35,15 @@ fn look(question: Question) -> Result<Answer, Trouble> {
         Question::Counters => {
             let counters = Counters::of_cgroup(|name| std::fs::read_to_string(format!("{GROUP}/{name}")).ok());
             Ok(Answer::Counters(counters.with_network(&text("/proc/net/dev")?)))
+        }
+        Question::Limit { memory_bytes, pids } => {
+            let counters = Counters::of_cgroup(|name| std::fs::read_to_string(format!("{GROUP}/{name}")).ok());
+            let used = counters.memory_bytes.unwrap_or(0);
+            if let Some(asked) = memory_bytes.filter(|asked| *asked < used) {
+                let why = format!("it uses {used} bytes, so {asked} would end it: let it use less first");
+                return Err(Trouble::new("set a limit of memory", why));
+            }
+            cgroup::change(memory_bytes, pids).map(|()| Answer::Done)
         }
     }
 }

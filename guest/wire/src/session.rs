@@ -35,6 +35,13 @@ pub enum Question {
     Processes,
     /// What it uses.
     Counters,
+    /// Change these limits of its command, and answer [`Answer::Done`].
+    Limit {
+        /// Most memory in bytes.
+        memory_bytes: Option<u64>,
+        /// Most processes; 0 is no limit.
+        pids: Option<u32>,
+    },
 }
 
 /// What is answered.
@@ -44,6 +51,8 @@ pub enum Answer {
     Processes(Vec<ProcessEntry>),
     /// What it uses.
     Counters(Counters),
+    /// It is done.
+    Done,
 }
 
 /// Most processes that are listed; with the longest of commands they fit one message.

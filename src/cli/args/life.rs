@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use super::LimitArgs;
+
 /// Start sandboxes that do not run
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StartArgs {
@@ -139,6 +141,18 @@ pub(crate) struct RmArgs {
     /// Remove their volumes without a name too
     #[arg(short, long)]
     pub volumes: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+}
+
+/// Change the limits of sandboxes, those that run included
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "The machine of a microVM that runs stays as large as it is; what is above that is refused.")]
+pub(crate) struct UpdateArgs {
+    /// Limits
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Names or ids
     #[arg(required = true, value_name = "SANDBOX")]
     pub sandboxes: Vec<String>,

@@ -48,15 +48,9 @@ pub(crate) struct RunArgs {
     /// Program in place of the image's entrypoint; empty clears it
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// Memory: the machine's size of a microVM [default: 512m], the limit of a container [default: none]
-    #[arg(short, long, value_name = "SIZE")]
-    pub memory: Option<MemorySize>,
-    /// Processors, such as 1.5 [default: 1 for a microVM, no limit for a container]
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<Cpus>,
-    /// Most processes at once; -1 is no limit
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub pids_limit: Option<i64>,
+    /// Limits
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Mount a volume, or a folder or file of the host (container); /path alone is a new volume
     #[arg(short, long, value_name = "[SOURCE:]/PATH[:ro|rw,nocopy]")]
     pub volume: Vec<String>,
@@ -150,6 +144,23 @@ pub(crate) struct RunArgs {
     /// The image and the command to run in it
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub image_and_command: Vec<String>,
+}
+
+/// Limits of a sandbox.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct LimitArgs {
+    /// Memory: the machine's size of a microVM [default: 512m], the limit of a container [default: none]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// Processors, such as 1.5 [default: 1 for a microVM, no limit for a container]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<Cpus>,
+    /// Share of processor time where others want it too, 2 to 262144 [default: 1024]
+    #[arg(short, long, value_name = "N")]
+    pub cpu_shares: Option<u32>,
+    /// Most processes at once; -1 is no limit
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
 }
 
 /// When `run` fetches the image.

@@ -120,7 +120,12 @@ fn limits_and_walls_arrive_in_the_spec() {
     let expected = SandboxSpec {
         isolation: Isolation::Container,
         name: Some("web-1".to_owned()),
-        limits: Limits { memory: Some(MemorySize(64 * MIB)), cpus: Some(Cpus(2500)), pids: Some(100) },
+        limits: Limits {
+            memory: Some(MemorySize(64 * MIB)),
+            cpus: Some(Cpus(2500)),
+            pids: Some(100),
+            cpu_shares: None,
+        },
         read_only: true,
         ..plain()
     };

@@ -135,7 +135,7 @@ fn network_settings(seen: &Seen) -> Value {
 
 fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
-    let Limits { memory, cpus, pids } = definition.spec.limits;
+    let Limits { memory, cpus, pids, cpu_shares } = seen.limits();
     let (log, network) = (definition.log, &definition.spec.network);
     let most = if let crate::spec::Restart::OnFailure(most) = definition.restart { most } else { 0 };
     json!({
@@ -143,6 +143,7 @@ fn host_config(seen: &Seen) -> Value {
         "RestartPolicy": { "Name": definition.restart.name(), "MaximumRetryCount": most },
         "Memory": memory.map_or(0, |m| m.0),
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
+        "CpuShares": cpu_shares.unwrap_or(0),
         "PidsLimit": pids,
         "NetworkMode": network.mode,
         "PortBindings": ports::map(&network.publish),

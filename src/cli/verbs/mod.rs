@@ -19,4 +19,5 @@ pub(super) mod start;
 pub(super) mod stats;
 pub(super) mod stop;
 pub(super) mod top;
+pub(super) mod update;
 pub(super) mod volume;

@@ -17,7 +17,7 @@ use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::session::{InputEnd, SessionStreams};
 use crate::sandbox::{Remote, SandboxError, Stdio, exec_refused, exit_of};
-use crate::spec::{Exit, Outcome, SandboxId, Stats};
+use crate::spec::{Exit, LimitChange, Outcome, SandboxId, Stats};
 use crate::sys::{birth, signals};
 
 /// Most further commands at once, as in a microVM.
@@ -129,6 +129,11 @@ impl Inside for ContainerInside {
 
     fn processes(&self) -> Result<Vec<ProcessEntry>, SandboxError> {
         self.list().map_err(|e| wrapped("list the processes of", &self.id, e))
+    }
+
+    fn change(&self, change: &LimitChange) -> Result<(), SandboxError> {
+        let changed = self.first().map_err(Into::into).and_then(|_| Ok(self.cgroup.change(change)?));
+        changed.map_err(|e: ContainerError| wrapped("change the limits of", &self.id, e))
     }
 
     fn stats(&self) -> Result<Stats, SandboxError> {

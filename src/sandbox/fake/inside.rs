@@ -10,7 +10,9 @@ use duplex_copy::Base;
 use super::{Fake, FakeError, Shared, spawn};
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::{Remote, SandboxError, Stdio};
-use crate::spec::{Counters, Exit, Isolation, Outcome, ProcessEntry, ProcessSpec, SandboxId, Stats, Transfer, Usage};
+use crate::spec::{
+    Counters, Exit, Isolation, LimitChange, Outcome, ProcessEntry, ProcessSpec, SandboxId, Stats, Transfer, Usage,
+};
 
 /// Reaches into one fake.
 #[derive(Debug)]
@@ -126,6 +128,10 @@ impl Inside for FakeInside {
             .zip(all)
             .map(|(pid, args)| ProcessEntry { pid, command: args.join(" "), ..Default::default() })
             .collect())
+    }
+
+    fn change(&self, _: &LimitChange) -> Result<(), SandboxError> {
+        self.running().map(drop).map_err(|e| self.error("change the limits of", e.into()))
     }
 
     fn stats(&self) -> Result<Stats, SandboxError> {

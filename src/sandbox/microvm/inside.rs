@@ -18,7 +18,7 @@ use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::session::{InputEnd, SessionStreams};
 use crate::sandbox::{Remote, SandboxError, Stdio, exec_refused, exit_of};
-use crate::spec::{Exit, Outcome, RequestToMonitor, SandboxId, Stats};
+use crate::spec::{Exit, LimitChange, MemorySize, Outcome, RequestToMonitor, SandboxId, Stats};
 
 /// How long the agent may take to run a further command.
 const OPENING: Duration = Duration::from_secs(60);
@@ -38,6 +38,8 @@ pub(super) struct MicroVmInside {
     pub(super) reach: Arc<Reach>,
     pub(super) voice: Voice,
     pub(super) cgroup: Arc<Cgroup>,
+    /// Memory and processors of the machine.
+    pub(super) size: (MemorySize, u8),
     /// Held by who changes or relies on whether the processors run.
     pub(super) turn: Mutex<()>,
 }
@@ -96,14 +98,36 @@ impl MicroVmInside {
     fn list(&self) -> Result<Vec<ProcessEntry>, MicroVmError> {
         match self.ask(Question::Processes)? {
             Answer::Processes(entries) => Ok(cleaned(entries)),
-            Answer::Counters(_) => Err(MicroVmError::NoAnswer("it answers another question".to_owned())),
+            _ => Err(MicroVmError::NoAnswer("it answers another question".to_owned())),
         }
+    }
+
+    fn set_limits(&self, change: &LimitChange) -> Result<(), MicroVmError> {
+        let paused = self.board.running()?;
+        if let Some(asked) = change.memory.filter(|asked| asked.mib_ceil() > self.size.0.mib_ceil()) {
+            return Err(MicroVmError::LargerMachine { asked: asked.to_string(), has: self.size.0.to_string() });
+        }
+        if let Some(asked) = change.cpus.filter(|asked| asked.ceil() > u32::from(self.size.1)) {
+            let (asked, has) = (format!("{} processors", asked.ceil()), format!("{} processors", self.size.1));
+            return Err(MicroVmError::LargerMachine { asked, has });
+        }
+        if change.memory.is_some() || change.pids.is_some() {
+            if paused {
+                return Err(Refusal::Paused.into());
+            }
+            let memory_bytes = change.memory.map(|memory| memory.0);
+            match self.ask(Question::Limit { memory_bytes, pids: change.pids })? {
+                Answer::Done => {}
+                _ => return Err(MicroVmError::NoAnswer("it answers another question".to_owned())),
+            }
+        }
+        Ok(self.cgroup.change(&LimitChange { memory: None, pids: None, ..*change })?)
     }
 
     fn counters(&self) -> Result<Option<Counters>, MicroVmError> {
         match self.ask(Question::Counters) {
             Ok(Answer::Counters(counters)) => Ok(Some(counters)),
-            Ok(Answer::Processes(_)) => Err(MicroVmError::NoAnswer("it answers another question".to_owned())),
+            Ok(_) => Err(MicroVmError::NoAnswer("it answers another question".to_owned())),
             Err(MicroVmError::Inside(Refusal::Paused)) => Ok(None),
             Err(other) => Err(other),
         }
@@ -139,6 +163,10 @@ impl Inside for MicroVmInside {
 
     fn processes(&self) -> Result<Vec<ProcessEntry>, SandboxError> {
         self.list().map_err(|e| error("list the processes of", &self.id, e))
+    }
+
+    fn change(&self, change: &LimitChange) -> Result<(), SandboxError> {
+        self.set_limits(change).map_err(|e| error("change the limits of", &self.id, e))
     }
 
     fn stats(&self) -> Result<Stats, SandboxError> {

@@ -141,7 +141,7 @@ impl Machine {
 }
 
 /// Memory in MiB and vCPUs.
-fn size(limits: &Limits) -> Result<(u32, u8), MicroVmError> {
+pub(super) fn size(limits: &Limits) -> Result<(u32, u8), MicroVmError> {
     let memory = limits.memory.unwrap_or(DEFAULT_MEMORY);
     if memory.mib_ceil() < SMALLEST_MEMORY_MIB {
         return Err(MicroVmError::MemoryTooSmall { asked: memory, least: SMALLEST_MEMORY_MIB });
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn machines_have_a_least_and_a_most() {
         let of = |memory: Option<u64>, cpus: Option<u32>| {
-            size(&Limits { memory: memory.map(MemorySize), cpus: cpus.map(Cpus), pids: None })
+            size(&Limits { memory: memory.map(MemorySize), cpus: cpus.map(Cpus), ..Limits::default() })
         };
         assert!(matches!(of(None, None), Ok((512, 1))));
         assert!(matches!(of(Some(64 * MIB + 1), Some(1500)), Ok((65, 2))));

@@ -110,6 +110,10 @@ fn version_3_is_frozen() {
         (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000300000005010203"),
         (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000003000000060700"),
         (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000003000000060701"),
+        (
+            ToGuest::Ask { number: 7, question: Question::Limit { memory_bytes: Some(1), pids: None } },
+            "0600000003000000060702010100",
+        ),
     ];
     for (message, golden) in to_guest {
         assert_eq!(hex(&encode(&message).unwrap()), golden, "{message:?}");
@@ -130,6 +134,7 @@ fn version_3_of_the_agents_words_is_frozen() {
         (ToHost::Opened { session: 5 }, "02000000030000000505"),
         (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000030000000605000178"),
         (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000300000007050003"),
+        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000300000008070002"),
         (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000030000000807010178"),
         (
             ToHost::Answer {
