@@ -360,3 +360,17 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> CgroupError {
     CgroupError::File { operation, path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_become_weights_as_in_other_runtimes() {
+        for (shares, expected) in
+            [(0, 1), (2, 1), (512, 20), (1024, 39), (2048, 79), (262_144, 10_000), (u32::MAX, 10_000)]
+        {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+    }
+}

@@ -139,6 +139,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_change_leaves_what_it_does_not_name() {
+        let before = Limits { memory: Some(MemorySize(MIB)), cpus: None, pids: Some(7), cpu_shares: Some(2) };
+        assert_eq!(before.changed(&LimitChange::default()), before);
+        let change = LimitChange { cpus: Some(Cpus(500)), pids: Some(0), ..LimitChange::default() };
+        assert_eq!(before.changed(&change), Limits { cpus: Some(Cpus(500)), pids: None, ..before });
+    }
+
+    #[test]
     fn memory_sizes_read_as_docker_reads_them() {
         for (text, bytes) in
             [("512m", 512 * MIB), ("1g", 1 << 30), ("1GiB", 1 << 30), ("4096", 4096), ("64k", 65536), ("7b", 7)]

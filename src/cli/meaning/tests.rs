@@ -194,6 +194,7 @@ fn nonsense_is_refused_by_name() {
         ("-m 1m img", MeaningError::Memory(MemorySize(MIB))),
         ("--cpus 9 img", MeaningError::Vcpus(9)),
         ("--pids-limit -7 img", MeaningError::Pids(-7)),
+        ("-c 1 img", MeaningError::Shares(1)),
         ("--isolation container --kernel k img", MeaningError::MicroVmOnly("--kernel")),
         ("--net host img", MeaningError::HostNetwork),
         ("-p 1-600:1-600 img", MeaningError::Published(600)),
