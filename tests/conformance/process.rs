@@ -195,7 +195,7 @@ pub(crate) fn an_init_hands_on_and_reaps(stage: &Stage) -> Verdict {
         spec.process.user = "ann".into();
         spec
     };
-    let script = "echo $$ $PPID; cat /proc/1/comm; (sleep 0.2 &) ; sleep 1; for p in /proc/[0-9]*; do grep -h '^State.*Z' $p/status; done 2>/dev/null
+    let script = "echo $$ $PPID; cat /proc/1/comm; tr -d '\\0' < /proc/1/cmdline; echo; (sleep 0.2 &) ; sleep 1; for p in /proc/[0-9]*; do grep -h '^State.*Z' $p/status; done 2>/dev/null
         trap 'echo term' TERM; trap 'echo usr1; exit 7' USR1; echo ready; while :; do sleep 0.1; done";
     let mut running = stage.start(&with_init(&["sh", "-c", script]));
     running.stdout.until("ready");
@@ -209,7 +209,7 @@ pub(crate) fn an_init_hands_on_and_reaps(stage: &Stage) -> Verdict {
     let mut lines = text.lines();
     let own: u32 = lines.next().and_then(|l| l.strip_suffix(" 1")).unwrap().parse().unwrap();
     assert!(own > 1, "{text}");
-    assert_eq!(lines.collect::<Vec<_>>(), ["init", "ready", "term", "usr1"], "no zombie is among them");
+    assert_eq!(lines.collect::<Vec<_>>(), ["init", "init", "ready", "term", "usr1"], "no zombie is among them");
 
     // What has no handler ends it, as it would outside; codes, failures and terminals are the command's.
     let running = stage.start(&with_init(&["sleep", "600"]));

@@ -41,6 +41,7 @@ pub fn split() -> io::Result<()> {
 fn serve(child: libc::pid_t) -> ! {
     sys::close_all_but_streams();
     sys::name(NAME);
+    sys::name_arguments(NAME);
     // Nothing inside may look into what this process was before.
     sys::close_to_others();
     loop {

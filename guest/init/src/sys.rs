@@ -1,4 +1,4 @@
-//! System calls, all of them without allocation: the caller may be a fork of anything.
+//! System calls and memory. The caller may be a fork of anything that had one thread.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -67,6 +67,24 @@ pub(super) fn close_all_but_streams() {
 pub(super) fn name(name: &CStr) {
     // SAFETY: the kernel reads a string that ends with a NUL byte.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Overwrites the arguments that this process was started with, which are those of another program, with a name.
+pub(super) fn name_arguments(name: &CStr) {
+    // Behind the program's name, which may hold any byte, the state is field 3; 48 and 49 are the bounds of the arguments (proc_pid_stat(5)).
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());
+    let number = |nth: usize| fields.get(nth).and_then(|field| field.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (number(45), number(46)) else { return };
+    let length = end.saturating_sub(start);
+    if start == 0 || name.to_bytes_with_nul().len() > length {
+        return;
+    }
+    let arguments = std::ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel says where this process's arguments are; they are on its own stack and writable, and nobody reads them any more.
+    unsafe { arguments.write_bytes(0, length) };
+    // SAFETY: as above; the name is not longer.
+    unsafe { arguments.copy_from_nonoverlapping(name.as_ptr().cast::<u8>(), name.to_bytes().len()) };
 }
 
 /// Nobody but root outside may trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
