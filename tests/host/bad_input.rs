@@ -87,7 +87,9 @@ fn a_full_disk_costs_output_that_is_kept_and_nothing_else(place: &Place) {
         let state = small.say(place, &["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "flood"]);
         assert_eq!(state, "exited 0", "{isolation}: how it ended is known");
         let logs = small.output(place, &["logs", "flood"]);
-        assert!(text.as_bytes().starts_with(&logs.stdout) && logs.stdout.len() > 500_000, "{isolation}: its beginning");
+        // Behind a gap, which is told, shorter pieces may have found room again.
+        let kept = &logs.stdout;
+        assert!(kept.len() > 500_000 && kept[..400_000] == text.as_bytes()[..400_000], "{isolation}: its beginning");
         let told = words(&logs);
         assert!(told.contains("bytes of output could not be kept: No space left on device"), "{isolation}: {told}");
 
