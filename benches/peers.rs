@@ -5,7 +5,7 @@
 //! QEMU is given the easier job, in two sizes. "bare": the workload is PID 1 in the initramfs, no image, no disk. "image": the image's root disk
 //! is its root file system, and the image's command PID 1: what a person with QEMU and the same kernel does to run an image. Neither has an
 //! agent, a writable layer, namespaces or separate streams; ours has.
-//! Programs are copied to a tmpfs first and the first round is dropped. Needs a host with usable KVM and cgroup v2; `make bench` brings it
+//! Programs are copied to a tmpfs first, the first round is dropped, and each round has an order of its own. Needs a host with usable KVM and cgroup v2; `make bench` brings it
 //! into the lab if this host has none.
 #![allow(
     clippy::print_stdout,
@@ -19,7 +19,7 @@ use std::fs;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use duplex::image::Store;
 use serde_json::{Value, json};
@@ -31,6 +31,9 @@ struct Peer {
     /// Runs after each round, not timed.
     cleanup: Vec<String>,
 }
+
+/// Pause before each start: what the host still frees of the one before is not charged to the next.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Milliseconds of one start.
 struct Sample {
@@ -49,10 +52,12 @@ fn main() {
     println!("workload: {expected:?}, {rounds} rounds, {} peers", peers.len());
 
     let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
-    for round in 0..=rounds {
-        for offset in 0..peers.len() {
-            // Turn the order by one each round, so that nobody always follows the same neighbour.
-            let peer = &peers[(round + offset) % peers.len()];
+    // An order of its own each round, so that nobody always follows the same neighbour.
+    let orders = duplex::compare::turns(peers.len(), u32::try_from(rounds).unwrap() + 1, 1);
+    for (round, order) in orders.into_iter().enumerate() {
+        for index in order {
+            let peer = &peers[index];
+            std::thread::sleep(SETTLED);
             let sample = measure(peer, &expected);
             eprint_round(round, peer.name, &sample);
             if round > 0 {

@@ -30,6 +30,7 @@ pub use meters::MemorySample;
 pub use plan::{Arm, ArmError, Plan, arms};
 pub use record::{ArmRecord, Build, Comparison, MemoryRun, Record, Run, SCHEMA, Summary};
 pub use runner::{Observation, Runner, RunnerError, Trace};
+pub use schedule::turns;
 pub use spawn::{Interrupt, Spawner};
 pub use stats::{Ratio, Spread};
 pub use table::table;

@@ -14,6 +14,11 @@ pub(super) fn rounds(arms: usize, rounds: u32, random: &mut Random) -> Vec<Vec<u
         .collect()
 }
 
+/// The same from a seed, for what is measured side by side outside a comparison.
+pub fn turns(arms: usize, count: u32, seed: u64) -> Vec<Vec<usize>> {
+    rounds(arms, count, &mut Random::new(seed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
