@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn short_options_bundle_as_docker_users_type_them() {
         let args = run(&["-it", "-eA=1", "-m512m", "-h", "name", "image"]);
-        assert!(args.interactive && args.tty);
-        assert_eq!((args.env, args.hostname), (vec!["A=1".to_owned()], Some("name".to_owned())));
+        assert!(args.process.interactive && args.process.tty);
+        assert_eq!((args.process.env, args.hostname), (vec!["A=1".to_owned()], Some("name".to_owned())));
     }
 
     #[test]

@@ -161,10 +161,10 @@ pub(super) fn sandbox(
     let variables = Variables {
         image: &image.env,
         files: around.env_files,
-        flags: &args.env,
+        flags: &args.process.env,
         caller: around.variable,
         hostname: &hostname,
-        terminal: args.tty,
+        terminal: args.process.tty,
     };
     let cwd = args.workdir.clone().unwrap_or_else(|| match image.working_dir.as_str() {
         "" => "/".to_owned(),
@@ -187,8 +187,8 @@ pub(super) fn sandbox(
             env: environment(&variables)?,
             cwd,
             user: args.user.clone().unwrap_or_else(|| image.user.clone()),
-            terminal: args.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
-            stdin: args.interactive,
+            terminal: args.process.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
+            stdin: args.process.interactive,
             capabilities: capabilities(&args.cap_add, &args.cap_drop)?,
             no_new_privileges: false,
             limits: args.ulimit.iter().map(|text| resources::process_limit(text)).collect::<Result<_, _>>()?,

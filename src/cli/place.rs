@@ -36,13 +36,13 @@ impl Needs {
     /// Of `run`.
     pub(crate) fn of_run(args: &RunArgs) -> Self {
         let files = [&args.kernel, &args.kernel_log, &args.trace, &args.cidfile].into_iter().flatten();
-        let files = files.chain(&args.env_file).chain(&args.label_file).cloned().chain(host_paths(args));
+        let files = files.chain(&args.process.env_file).chain(&args.label_file).cloned().chain(host_paths(args));
         Self {
             kvm: args.isolation == Isolation::MicroVm,
             cgroups: true,
             code: Code::Duplex,
-            stdin: args.interactive && !args.detach,
-            terminal: args.tty && !args.detach,
+            stdin: args.process.interactive && !args.detach,
+            terminal: args.process.tty && !args.detach,
             files: files.collect(),
         }
     }

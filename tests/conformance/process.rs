@@ -1,8 +1,8 @@
 //! What a command finds, and how its end is told.
 
-use duplex::spec::{Capability, Exit, State, TerminalSize};
+use duplex::spec::{Capability, Exit, SandboxSpec, State, TerminalSize};
 
-use super::stage::{Stage, feed};
+use super::stage::{Ran, Stage, feed};
 use crate::runner::Verdict;
 
 pub(crate) fn exit_code(stage: &Stage) -> Verdict {
@@ -151,17 +151,21 @@ pub(crate) fn terminal_has_its_size(stage: &Stage) -> Verdict {
     assert_eq!(ran.outcome.exit, Exit::Code(3));
     let text = ran.text();
     assert!(text.starts_with("/dev/pts/0\r\n24 80\r\nterm=xterm\r\n"), "{text:?}");
-    let mut spec = stage.spec(&["sh", "-c", "read line; echo \"got $line\"; read more || echo end"]);
+    let ran = hello_typed(stage, stage.spec(&["sh", "-c", "read line; echo \"got $line\"; read more || echo end"]));
+    assert_eq!(ran.outcome.exit, Exit::Code(0));
+    assert!(ran.text().ends_with("end\r\n"), "the end of input is seen: {:?}", ran.text());
+    Ok(())
+}
+
+/// Types "hello" at a command's terminal, waits for "got hello" and for the end of input's effect.
+fn hello_typed(stage: &Stage, mut spec: SandboxSpec) -> Ran {
     spec.process.stdin = true;
     spec.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
     let mut running = stage.start(&spec);
     let typed = feed(running.stdin.take().unwrap(), b"hello\n".to_vec());
     running.stdout.until("got hello");
     typed.join().unwrap();
-    let ran = running.finish();
-    assert_eq!(ran.outcome.exit, Exit::Code(0));
-    assert!(ran.text().ends_with("end\r\n"), "the end of input is seen: {:?}", ran.text());
-    Ok(())
+    running.finish()
 }
 
 /// The kernel drops such a signal to the first process of a namespace (pid_namespaces(7)); a person who presses Ctrl-C wants it to end.
@@ -218,14 +222,8 @@ pub(crate) fn an_init_hands_on_and_reaps(stage: &Stage) -> Verdict {
     assert_eq!(stage.run(&with_init(&["sh", "-c", "exit 42"])).outcome.exit, Exit::Code(42));
     let missing = stage.run(&with_init(&["no-such-program"])).outcome;
     assert_eq!(missing.exit, Exit::NotFound);
-    let mut spec = with_init(&["sh", "-c", "tty; stty size; read line; echo \"got $line\""]);
-    spec.process.stdin = true;
-    spec.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
-    let mut running = stage.start(&spec);
-    let typed = feed(running.stdin.take().unwrap(), b"hello\n".to_vec());
-    running.stdout.until("got hello");
-    typed.join().unwrap();
-    assert!(running.finish().text().contains("/dev/pts/0\r\n24 80\r\n"), "in the foreground of its terminal");
+    let ran = hello_typed(stage, with_init(&["sh", "-c", "tty; stty size; read line; echo \"got $line\""]));
+    assert!(ran.text().contains("/dev/pts/0\r\n24 80\r\n"), "in the foreground of its terminal");
     let running = stage.start(&with_init(&["sh", "-c", "trap '' TERM; sleep 600"]));
     running.sandbox.remote().signal(9).unwrap();
     assert_eq!(running.finish().outcome.exit, Exit::Signal(9));

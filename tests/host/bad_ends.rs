@@ -9,30 +9,27 @@ use std::time::{Duration, Instant};
 
 use crate::debian::{must, root};
 use crate::inventory::{inventory, must_equal};
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 const BOTH: [&str; 2] = ["microvm", "container"];
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("bad_ends::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    a_panic_is_told_with_the_kernels_words,
-    a_triple_fault_is_told,
-    eating_all_memory_is_told_as_such,
-    an_endless_command_ends_by_signal,
-    a_killed_duplex_leaves_nothing,
-    a_kernel_that_is_none_is_named,
-    memory_too_small_to_boot_is_told_with_the_need,
-    an_unknown_image_is_told_with_the_mend,
-    a_taken_name_is_told,
-    no_permission_on_kvm_is_told_with_the_mend,
-];
+cases_with!(
+    "bad_ends",
+    Place::new(),
+    [
+        a_panic_is_told_with_the_kernels_words,
+        a_triple_fault_is_told,
+        eating_all_memory_is_told_as_such,
+        an_endless_command_ends_by_signal,
+        a_killed_duplex_leaves_nothing,
+        a_kernel_that_is_none_is_named,
+        memory_too_small_to_boot_is_told_with_the_need,
+        an_unknown_image_is_told_with_the_mend,
+        a_taken_name_is_told,
+        no_permission_on_kvm_is_told_with_the_mend,
+    ]
+);
 
 /// A state folder of the case's own; the store is the lab's copy of the tests' one.
 struct Place {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::debian::must;
 use crate::kills::number_from;
 use crate::life::{Place, words};
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 use crate::volumes::{kill, monitor_of};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Program("passt"), Need::Alone];
@@ -23,20 +23,17 @@ const P: &str = "/workloads";
 /// Sandboxes at once if nobody says how many.
 const CROWD: u64 = 10;
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("bad_input::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    a_full_disk_costs_output_that_is_kept_and_nothing_else,
-    a_reader_that_never_reads_holds_up_nobody,
-    a_port_that_is_taken_can_be_had_later,
-    the_dead_execute_nothing,
-    a_crowd_starts_at_once,
-];
+cases_with!(
+    "bad_input",
+    Place::new(),
+    [
+        a_full_disk_costs_output_that_is_kept_and_nothing_else,
+        a_reader_that_never_reads_holds_up_nobody,
+        a_port_that_is_taken_can_be_had_later,
+        the_dead_execute_nothing,
+        a_crowd_starts_at_once,
+    ]
+);
 
 /// A file system of so few bytes, for as long as this lives.
 struct Small(PathBuf);

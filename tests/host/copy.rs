@@ -8,20 +8,17 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use crate::life::Place;
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 use crate::tarball::Tarball;
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 const BOTH: [&str; 2] = ["container", "microvm"];
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("copy::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![files_go_both_ways, archives_go_through_streams, what_cannot_be_copied_is_told, a_killed_copy_leaves_nothing,];
+cases_with!(
+    "copy",
+    Place::new(),
+    [files_go_both_ways, archives_go_through_streams, what_cannot_be_copied_is_told, a_killed_copy_leaves_nothing,]
+);
 
 /// Runs `sleep` of the embedded image, which has no program that copies.
 fn box_of(place: &Place, isolation: &str) {

@@ -5,28 +5,25 @@ use std::process::{Output, Stdio};
 use std::time::Instant;
 
 use crate::life::Place;
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 /// The only program of the embedded image.
 const P: &str = "/workloads";
 const BOTH: [&str; 2] = ["container", "microvm"];
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("inside::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    limits_are_updated,
-    exec_runs_a_further_command,
-    a_pause_is_seen_and_ends_with_a_signal,
-    top_and_stats_tell,
-    keepers_killed_among_further_commands_leave_nothing,
-    memory_that_a_guest_frees_goes_back_to_the_host,
-];
+cases_with!(
+    "inside",
+    Place::new(),
+    [
+        limits_are_updated,
+        exec_runs_a_further_command,
+        a_pause_is_seen_and_ends_with_a_signal,
+        top_and_stats_tell,
+        keepers_killed_among_further_commands_leave_nothing,
+        memory_that_a_guest_frees_goes_back_to_the_host,
+    ]
+);
 
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap()

@@ -12,7 +12,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 use crate::debian::{must, root};
 use crate::inventory::{inventory, must_equal};
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 const BOTH: [&str; 2] = ["container", "microvm"];
@@ -20,27 +20,24 @@ const BOTH: [&str; 2] = ["container", "microvm"];
 /// How long anything may take in an emulated host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("life::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    a_life_in_verbs,
-    names_ids_and_filters,
-    logs_keep_the_streams_apart,
-    a_flood_is_bounded,
-    what_does_not_exist_is_told,
-    a_command_that_cannot_run_is_told,
-    a_terminal_can_be_left_and_joined,
-    input_reaches_an_attached_command,
-    one_in_the_foreground_is_there_for_others,
-    restarts_follow_the_policy,
-    killed_keepers_leave_nothing,
-    an_image_in_use_stays,
-];
+cases_with!(
+    "life",
+    Place::new(),
+    [
+        a_life_in_verbs,
+        names_ids_and_filters,
+        logs_keep_the_streams_apart,
+        a_flood_is_bounded,
+        what_does_not_exist_is_told,
+        a_command_that_cannot_run_is_told,
+        a_terminal_can_be_left_and_joined,
+        input_reaches_an_attached_command,
+        one_in_the_foreground_is_there_for_others,
+        restarts_follow_the_policy,
+        killed_keepers_leave_nothing,
+        an_image_in_use_stays,
+    ]
+);
 
 /// A state folder of the case's own, and what of Duplex was on this host before.
 pub(crate) struct Place {

@@ -13,30 +13,27 @@ use crate::debian::{must, root};
 use crate::inventory::{inventory, must_equal};
 use crate::life::Place as Life;
 use crate::neighbour::{Address, ask_tcp, ask_udp, free_port, says, swallows};
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] =
     &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Program("passt"), Need::Program("ip"), Need::Alone];
 const BOTH: [&str; 2] = ["microvm", "container"];
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("network::", stringify!($name)), needs: NEEDS, run: || { $name(&Place::new()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    published_ports_serve_tcp_and_udp,
-    a_port_without_number_is_one_that_is_free,
-    ports_and_addresses_are_told,
-    the_hosts_network_is_the_containers_own,
-    what_cannot_be_is_refused_in_words,
-    a_killed_duplex_leaves_no_network,
-    a_network_that_dies_is_told,
-    ipv6_comes_with_the_hosts,
-    closed_addresses_are_closed_to_every_socket,
-];
+cases_with!(
+    "network",
+    Place::new(),
+    [
+        published_ports_serve_tcp_and_udp,
+        a_port_without_number_is_one_that_is_free,
+        ports_and_addresses_are_told,
+        the_hosts_network_is_the_containers_own,
+        what_cannot_be_is_refused_in_words,
+        a_killed_duplex_leaves_no_network,
+        a_network_that_dies_is_told,
+        ipv6_comes_with_the_hosts,
+        closed_addresses_are_closed_to_every_socket,
+    ]
+);
 
 struct Place {
     folder: tempfile::TempDir,

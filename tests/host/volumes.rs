@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::debian::must;
 use crate::life::{Place, words};
-use crate::runner::{Case, Need, Verdict};
+use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] = &[
     Need::Host,
@@ -25,23 +25,20 @@ const BOTH: [&str; 2] = ["container", "microvm"];
 /// The image of these cases.
 const IMAGE: &str = "box:1";
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[Case] =
-            &[$(Case { name: concat!("volumes::", stringify!($name)), needs: NEEDS, run: || { $name(&place()); Verdict::Ok(()) } }),*];
-    };
-}
-
-cases![
-    the_same_bytes_in_both_isolations,
-    one_sandbox_writes_and_who_reads_cannot,
-    volumes_without_a_name_go_with_their_sandbox,
-    folders_of_the_host_are_for_containers,
-    what_was_synced_survives_the_monitor,
-    a_killed_container_lets_go,
-    freed_blocks_are_given_back,
-    verbs_and_their_refusals,
-];
+cases_with!(
+    "volumes",
+    place(),
+    [
+        the_same_bytes_in_both_isolations,
+        one_sandbox_writes_and_who_reads_cannot,
+        volumes_without_a_name_go_with_their_sandbox,
+        folders_of_the_host_are_for_containers,
+        what_was_synced_survives_the_monitor,
+        a_killed_container_lets_go,
+        freed_blocks_are_given_back,
+        verbs_and_their_refusals,
+    ]
+);
 
 /// A busybox with a folder that has content, and one that wants a volume.
 fn place() -> Place {

@@ -23,6 +23,16 @@ pub(crate) struct Case {
 /// `Err` is a skip for a reason that only the running case can find out.
 pub(crate) type Verdict = Result<(), Skip>;
 
+/// The cases `module::name` of these functions, each with a place of its own.
+macro_rules! cases_with {
+    ($module:literal, $place:expr, [$($name:ident),* $(,)?]) => {
+        pub(crate) const CASES: &[Case] = &[
+            $(Case { name: concat!($module, "::", stringify!($name)), needs: NEEDS, run: || { $name(&$place); Verdict::Ok(()) } }),*
+        ];
+    };
+}
+pub(crate) use cases_with;
+
 /// Why a case did not run.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);

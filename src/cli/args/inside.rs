@@ -1,9 +1,10 @@
 //! Verbs about what is inside sandboxes that run.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use clap::Args;
+
+use super::run::ProcessArgs;
 
 /// Run a further command in a sandbox that runs
 #[derive(Args, Clone, Debug)]
@@ -13,21 +14,9 @@ pub(crate) struct ExecArgs {
     /// Go on in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// Keys that leave the command's terminal without ending it
-    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
-    pub detach_keys: String,
-    /// Connect standard input; without it the command reads end of file
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable; NAME alone passes the caller's value
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Set variables from a file of NAME[=VALUE] lines
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
+    /// What connects the command
+    #[command(flatten)]
+    pub process: ProcessArgs,
     /// Working folder inside, which must be there [default: the sandbox's]
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

@@ -24,21 +24,9 @@ pub(crate) struct RunArgs {
     /// Go on in the background and print the sandbox's id
     #[arg(short, long)]
     pub detach: bool,
-    /// Keys that leave an attached terminal without ending its command
-    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
-    pub detach_keys: String,
-    /// Connect standard input; without it the command reads end of file
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable; NAME alone passes the caller's value
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Set variables from a file of NAME[=VALUE] lines
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
+    /// What connects the command
+    #[command(flatten)]
+    pub process: ProcessArgs,
     /// Working folder inside
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
@@ -144,6 +132,26 @@ pub(crate) struct RunArgs {
     /// The image and the command to run in it
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub image_and_command: Vec<String>,
+}
+
+/// Streams, terminal and environment of a command, whether it is a sandbox's first or a further one.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ProcessArgs {
+    /// Keys that leave an attached terminal without ending its command
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    /// Connect standard input; without it the command reads end of file
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; NAME alone passes the caller's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set variables from a file of NAME[=VALUE] lines
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
 }
 
 /// Limits of a sandbox.

@@ -58,7 +58,7 @@ pub(crate) fn definition(
         restart: args.restart,
         stop_signal,
         stop_timeout_s: args.stop_timeout,
-        input_once: args.interactive && !args.detach,
+        input_once: args.process.interactive && !args.detach,
         log: log(args)?,
         store: None,
         created_at_ns,

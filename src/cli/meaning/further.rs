@@ -14,10 +14,10 @@ pub(crate) fn further(
     let variables = Variables {
         image: &own.env,
         files: around.env_files,
-        flags: &args.env,
+        flags: &args.process.env,
         caller: around.variable,
         hostname: &sandbox.hostname,
-        terminal: args.tty,
+        terminal: args.process.tty,
     };
     let cwd = args.workdir.clone().unwrap_or_else(|| own.cwd.clone());
     if !cwd.starts_with('/') {
@@ -28,8 +28,8 @@ pub(crate) fn further(
         env: environment(&variables)?,
         cwd,
         user: args.user.clone().unwrap_or_else(|| own.user.clone()),
-        terminal: args.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
-        stdin: args.interactive && !args.detach,
+        terminal: args.process.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
+        stdin: args.process.interactive && !args.detach,
         ..own.clone()
     })
 }

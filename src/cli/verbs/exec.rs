@@ -22,9 +22,9 @@ struct EnvFileError {
 
 /// Runs a further command in a sandbox and exits as it does.
 pub(crate) fn exec(context: &Context, args: &ExecArgs) -> Result<u8, Failure> {
-    let keys = attached::keys(&args.detach_keys).map_err(failed)?;
-    let stdin = args.interactive && !args.detach;
-    if stdin && args.tty && !terminal::stdin_is_terminal() {
+    let keys = attached::keys(&args.process.detach_keys).map_err(failed)?;
+    let stdin = args.process.interactive && !args.detach;
+    if stdin && args.process.tty && !terminal::stdin_is_terminal() {
         return Err(failed(meaning::MeaningError::NotATerminal));
     }
     let roster = roster(context).map_err(failed)?;
@@ -38,7 +38,7 @@ pub(crate) fn exec(context: &Context, args: &ExecArgs) -> Result<u8, Failure> {
         Ok(text) => Ok((path.display().to_string(), text)),
         Err(source) => Err(failed(EnvFileError { path: path.clone(), source })),
     };
-    let files = args.env_file.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let files = args.process.env_file.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let around = Surroundings {
         id: id.clone(),
         variable: &environment::variable,

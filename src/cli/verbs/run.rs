@@ -45,11 +45,11 @@ enum RunError {
 
 /// Runs an image and exits as its command does.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
-    let connected = args.interactive && args.tty && !args.detach;
+    let connected = args.process.interactive && args.process.tty && !args.detach;
     if connected && !terminal::stdin_is_terminal() {
         return Err(run_failed(MeaningError::NotATerminal));
     }
-    let keys = attached::keys(&args.detach_keys).map_err(run_failed)?;
+    let keys = attached::keys(&args.process.detach_keys).map_err(run_failed)?;
     let needs = Needs::of_run(args);
     let place = place::decide(context, &needs)?;
     let (image, lease) = image(context, args)?;
@@ -197,7 +197,7 @@ fn definition(context: &Context, args: &RunArgs, image: &Image) -> Result<Defini
         let text = text.map_err(|source| run_failed(RunError::Read { path: path.clone(), source }))?;
         Ok((path.display().to_string(), text))
     };
-    let env_files = args.env_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+    let env_files = args.process.env_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
     let label_files = args.label_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
     let around = Surroundings {
         id: SandboxId::from_bytes(id),
