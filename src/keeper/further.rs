@@ -56,11 +56,10 @@ impl Shared {
     pub(super) fn change_limits(&self, change: &LimitChange) -> Reply {
         self.ask(|inside| {
             inside.change(change)?;
-            if let Some(entry) = lock(&self.entry).as_mut() {
-                entry.change_limits(change);
-                let _ = entry.save();
-            }
-            Ok(Reply::Done)
+            let Some(entry) = &mut *lock(&self.entry) else { return Ok(Reply::Done) };
+            entry.change_limits(change);
+            // They hold; that the next start will not know them is to be told.
+            Ok(entry.save().map_or_else(|error| Reply::Failed(causes(&error)), |()| Reply::Done))
         })
     }
 
