@@ -11,6 +11,8 @@
 #[path = "support/runner.rs"]
 mod runner;
 
+#[path = "support/busybox.rs"]
+mod busybox;
 #[path = "support/debian.rs"]
 mod debian;
 #[path = "support/inventory.rs"]
@@ -37,6 +39,8 @@ mod bad_input;
 mod conformance;
 #[path = "host/copy.rs"]
 mod copy;
+#[path = "host/health.rs"]
+mod health;
 #[path = "host/inside.rs"]
 mod inside;
 #[path = "host/kills.rs"]
@@ -66,6 +70,7 @@ const ALL: &[&[runner::Case]] = &[
     bad_input::CASES,
     copy::CASES,
     devices::CASES,
+    health::CASES,
     inside::CASES,
     kills::CASES,
     lab::CASES,

@@ -2,6 +2,7 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "square brackets are usage texts that clap prints")]
 
 mod compare;
+mod health;
 mod host;
 mod image;
 mod inside;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(super) use compare::CompareArgs;
+pub(super) use health::HealthArgs;
 pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
 pub(super) use inside::{CpArgs, ExecArgs, PauseArgs, StatsArgs, TopArgs};

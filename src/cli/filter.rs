@@ -2,7 +2,7 @@
 
 use super::time::{TimeError, moment};
 use crate::sandbox::roster::Seen;
-use crate::spec::Isolation;
+use crate::spec::{HealthStatus, Isolation};
 use crate::sys::clock::realtime_ns;
 
 /// A filter that cannot be used.
@@ -14,6 +14,9 @@ pub(crate) enum FilterError {
     /// Not a status.
     #[error("'{0}' is no status: created, running, paused, restarting, removing, exited, dead")]
     Status(String),
+    /// Not a state of health.
+    #[error("'{0}' is no health: starting, healthy, unhealthy, none")]
+    Health(String),
     /// Not an exit code.
     #[error("'{0}' is no exit code")]
     Code(String),
@@ -31,6 +34,7 @@ enum Filter {
     Name(String),
     Label(String, Option<String>),
     Status(String),
+    Health(Option<HealthStatus>),
     Exited(u8),
     Ancestor(String),
     Isolation(Isolation),
@@ -42,7 +46,7 @@ enum Filter {
 pub(crate) struct Filters(Vec<Filter>);
 
 /// The kinds that `ps` knows.
-pub(crate) const OF_PS: &str = "id, name, label, status, exited, ancestor, isolation";
+pub(crate) const OF_PS: &str = "id, name, label, status, health, exited, ancestor, isolation";
 /// The kinds that `prune` knows.
 pub(crate) const OF_PRUNE: &str = "until, label";
 
@@ -88,6 +92,13 @@ fn parse(word: &str, kinds: &'static str) -> Result<Filter, FilterError> {
             }
             Filter::Status(text)
         }
+        "health" => Filter::Health(match value {
+            "none" => None,
+            "starting" => Some(HealthStatus::Starting),
+            "healthy" => Some(HealthStatus::Healthy),
+            "unhealthy" => Some(HealthStatus::Unhealthy),
+            _ => return Err(FilterError::Health(text)),
+        }),
         "exited" => Filter::Exited(value.parse().map_err(|_| FilterError::Code(text))?),
         "ancestor" => Filter::Ancestor(text),
         "isolation" => Filter::Isolation(value.parse().map_err(FilterError::Isolation)?),
@@ -105,6 +116,7 @@ fn matches(filter: &Filter, seen: &Seen) -> bool {
             definition.labels.get(name).is_some_and(|v| value.as_ref().is_none_or(|value| v == value))
         }
         Filter::Status(word) => standing.status.word() == word,
+        Filter::Health(health) => standing.health == *health,
         Filter::Exited(code) => {
             !standing.status.is_live() && standing.outcome.as_ref().is_some_and(|o| o.exit.code() == *code)
         }

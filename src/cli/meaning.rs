@@ -4,6 +4,7 @@ mod capabilities;
 mod command;
 mod definition;
 mod further;
+mod health;
 mod mounts;
 mod network;
 mod resources;
@@ -12,8 +13,8 @@ mod signal;
 use std::collections::BTreeMap;
 
 use crate::spec::{
-    Digest, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode, ProcessSpec,
-    SandboxId, SandboxSpec, TerminalSize, Tmpfs,
+    Digest, Healthcheck, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode,
+    ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
 };
 
 use super::args::{LimitArgs, RunArgs};
@@ -48,6 +49,10 @@ pub(super) struct ImageDefaults {
     pub user: String,
     /// `StopSignal`.
     pub stop_signal: Option<String>,
+    /// `Healthcheck`, Docker's own field.
+    pub health: Option<Healthcheck>,
+    /// `Shell`, the same.
+    pub shell: Vec<String>,
     /// `Labels`.
     pub labels: BTreeMap<String, String>,
     /// `Volumes`.

@@ -49,11 +49,11 @@ fn seconds(text: &str) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(SECOND)?.checked_add(nanos)
 }
 
-/// `90s`, `1h30m`, `500ms`: Go's durations without fractions.
+/// `90s`, `1h30m`, `1.5s`: Go's durations without a sign. What is less than a nanosecond is left out.
 pub(crate) fn duration(text: &str) -> Option<u64> {
     let (mut rest, mut total) = (text, 0_u64);
     while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
         let (number, behind) = rest.split_at_checked(digits)?;
         let letters = behind.bytes().take_while(|b| b.is_ascii_alphabetic()).count();
         let (unit, behind) = behind.split_at_checked(letters)?;
@@ -66,10 +66,23 @@ pub(crate) fn duration(text: &str) -> Option<u64> {
             "h" => 3600 * SECOND,
             _ => return None,
         };
-        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        total = total.checked_add(scaled(number, unit)?)?;
         rest = behind;
     }
     (!text.is_empty()).then_some(total)
+}
+
+/// A decimal number of units.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && part.is_empty()) || part.contains('.') {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    // More digits than these are less than a nanosecond of any unit.
+    let part: u128 = format!("{part:0<15}").get(..15)?.parse().ok()?;
+    let part = part.checked_mul(u128::from(unit))? / 1_000_000_000_000_000;
+    whole.checked_mul(unit)?.checked_add(u64::try_from(part).ok()?)
 }
 
 /// A stretch of time in Docker's words.
@@ -116,6 +129,23 @@ mod tests {
         }
         assert_eq!(rfc3339(now + 5), "2023-11-14T22:13:20.000000005Z");
         assert_eq!(plain(now), "2023-11-14 22:13:20 +0000 UTC");
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, ns) in [
+            ("90s", 90 * SECOND),
+            ("1h30m", 5400 * SECOND),
+            ("1.5s", SECOND * 3 / 2),
+            (".25ms", 250_000),
+            ("1.h", 3600 * SECOND),
+        ] {
+            assert_eq!(duration(text), Some(ns), "{text}");
+        }
+        assert_eq!(duration("1.99999999999999999999s"), Some(2 * SECOND - 1));
+        for bad in ["", "1", ".s", "1.2.3s", "-1s", "1e3s", "1d", "s", "9999999999h"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
     }
 
     #[test]

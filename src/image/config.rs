@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Digest;
+use crate::spec::{Digest, Healthcheck};
 
 /// Most layers of one image: one more than Docker ever makes, and a disk's device table stays small.
 pub(super) const MAX_LAYERS: usize = 128;
@@ -26,6 +26,12 @@ pub struct ImageConfig {
     pub workdir: String,
     /// The signal that asks the program to end, such as `SIGQUIT` or `3`.
     pub stop_signal: Option<String>,
+    /// How its health is checked: Docker's extension of the specification, bounded where it is used.
+    #[serde(default)]
+    pub health: Option<Healthcheck>,
+    /// What runs commands of one text, such as a `CMD-SHELL` health check; empty is `/bin/sh -c`. The same.
+    #[serde(default)]
+    pub shell: Vec<String>,
     /// Ports such as `80/tcp`.
     pub exposed: Vec<String>,
     /// Paths that want a volume.
@@ -98,6 +104,19 @@ struct RawProcess {
     working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     stop_signal: Option<String>,
+    healthcheck: Option<RawHealthcheck>,
+    shell: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawHealthcheck {
+    test: Option<Vec<String>>,
+    interval: i64,
+    timeout: i64,
+    start_period: i64,
+    start_interval: i64,
+    retries: i64,
 }
 
 #[derive(Deserialize)]
@@ -132,6 +151,8 @@ impl Config {
             user: process.user.unwrap_or_default(),
             workdir: process.working_dir.unwrap_or_default(),
             stop_signal: process.stop_signal.filter(|s| !s.is_empty()),
+            health: process.healthcheck.map(RawHealthcheck::checked),
+            shell: process.shell.unwrap_or_default(),
             exposed: process.exposed_ports.unwrap_or_default().into_keys().collect(),
             volumes: process.volumes.unwrap_or_default().into_keys().collect(),
             labels: process.labels.unwrap_or_default(),
@@ -140,6 +161,22 @@ impl Config {
         };
         image.refuse_zero_bytes()?;
         Ok(Self { image, diff_ids })
+    }
+}
+
+impl RawHealthcheck {
+    /// A number below zero is not given.
+    fn checked(self) -> Healthcheck {
+        let known = |number: i64| u64::try_from(number).unwrap_or(0);
+        Healthcheck {
+            test: self.test.unwrap_or_default(),
+            shell: Vec::new(),
+            interval_ns: known(self.interval),
+            timeout_ns: known(self.timeout),
+            start_period_ns: known(self.start_period),
+            start_interval_ns: known(self.start_interval),
+            retries: u32::try_from(known(self.retries)).unwrap_or(u32::MAX),
+        }
     }
 }
 
@@ -169,10 +206,13 @@ impl ImageConfig {
     }
 
     fn refuse_zero_bytes(&self) -> Result<(), ConfigError> {
-        let fields: [(&'static str, &[String]); 5] = [
+        let test = self.health.as_ref().map_or(&[][..], |health| &health.test);
+        let fields: [(&'static str, &[String]); 7] = [
             ("Env", &self.env),
             ("Cmd", &self.cmd),
             ("Entrypoint", &self.entrypoint),
+            ("Healthcheck", test),
+            ("Shell", &self.shell),
             ("User", std::slice::from_ref(&self.user)),
             ("WorkingDir", std::slice::from_ref(&self.workdir)),
         ];
@@ -258,6 +298,30 @@ mod tests {
     }
 
     #[test]
+    fn a_health_check_is_read_whatever_its_numbers() {
+        let health = |text: &str| {
+            let json =
+                format!(r#"{{"rootfs":{{"type":"layers"}},"config":{{"Healthcheck":{text},"Shell":["bash","-c"]}}}}"#);
+            let image = parse(&json).unwrap().image;
+            assert_eq!(image.shell, ["bash", "-c"]);
+            image.health
+        };
+        assert_eq!(health("null"), None);
+        assert_eq!(health("{}"), Some(Healthcheck::default()));
+        let made = health(
+            r#"{"Test":["CMD-SHELL","x"],"Interval":5000000000,"Timeout":1,"StartPeriod":2,"StartInterval":3,"Retries":4}"#,
+        );
+        let made = made.unwrap();
+        assert_eq!(
+            (made.test.join(" ").as_str(), made.interval_ns, made.timeout_ns),
+            ("CMD-SHELL x", 5_000_000_000, 1)
+        );
+        assert_eq!((made.start_period_ns, made.start_interval_ns, made.retries), (2, 3, 4));
+        let made = health(r#"{"Interval":-1,"Timeout":9223372036854775807,"Retries":9223372036854775807}"#).unwrap();
+        assert_eq!((made.interval_ns, made.timeout_ns, made.retries), (0, i64::MAX.unsigned_abs(), u32::MAX));
+    }
+
+    #[test]
     fn a_minimal_config_is_read() {
         let config = parse(r#"{"rootfs":{"type":"layers","diff_ids":null}}"#).unwrap();
         assert_eq!(config, Config { image: ImageConfig::default(), diff_ids: Vec::new() });
@@ -275,6 +339,12 @@ mod tests {
             (r#"{"rootfs":{"type":"layers"},"config":{"Env":["PATH"]}}"#, "'PATH'"),
             (r#"{"rootfs":{"type":"layers"},"config":{"Env":["=x"]}}"#, "'=x'"),
             (r#"{"rootfs":{"type":"layers"},"config":{"Cmd":["a\u0000b"]}}"#, "Cmd"),
+            (r#"{"rootfs":{"type":"layers"},"config":{"Healthcheck":{"Test":["CMD","a\u0000b"]}}}"#, "Healthcheck"),
+            (
+                r#"{"rootfs":{"type":"layers"},"config":{"Healthcheck":{"Interval":9223372036854775808}}}"#,
+                "specification",
+            ),
+            (r#"{"rootfs":{"type":"layers"},"config":{"Healthcheck":{"Retries":0.5}}}"#, "specification"),
         ] {
             let error = parse(json).unwrap_err().to_string();
             assert!(error.contains(words), "{json}: {error}");

@@ -39,12 +39,18 @@ impl Shared {
     pub(super) fn set_paused(&self, paused: bool) -> Reply {
         self.ask(|inside| {
             if paused {
-                inside.pause()?
+                // Before it is so: a health check that finds it paused does not count.
+                let was = self.change(|now| std::mem::replace(&mut now.paused, true));
+                inside.pause().inspect_err(|_| self.change(|now| now.paused = was))?;
             } else {
-                inside.unpause()?
+                inside.unpause()?;
+                self.change(|now| now.paused = false);
             }
             if let Some(entry) = lock(&self.entry).as_mut() {
                 entry.standing.status = if paused { Status::Paused } else { Status::Running };
+                if paused {
+                    entry.standing.unchecked();
+                }
                 // It is what it is even where that cannot be noted.
                 let _ = entry.save();
             }

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::health;
 use super::hub::{Hub, Local, lock};
 use super::log::Log;
 use super::serve::{self, Handle, Shared, causes};
 use super::wire::Stream;
 use crate::sandbox::roster::{Entry, RosterError};
 use crate::sandbox::{Backend, Sandbox, SandboxError, Stdio};
-use crate::spec::{Definition, Exit, Moment, Moments, Outcome, Status, Usage};
+use crate::spec::{Definition, Exit, HealthStatus, Moment, Moments, Outcome, Status, Usage};
 use crate::sys::clock::realtime_ns;
 
 /// How long a client that asked to be attached first may take to attach.
@@ -54,6 +55,9 @@ pub enum KeeperError {
     /// Pipes, or the threads that serve them.
     #[error("Cannot connect the streams of the sandbox")]
     Streams(#[source] io::Error),
+    /// Threads of the health checks.
+    #[error("Cannot check the health of the sandbox")]
+    Health(#[source] io::Error),
     /// Who wanted to attach did not.
     #[error("Nobody attached within {} s", ATTACH_PATIENCE.as_secs())]
     NobodyAttached,
@@ -175,10 +179,7 @@ impl Keeper {
     /// Waits before a restart; false if the sandbox was stopped meanwhile.
     fn pause(&self, outcome: &Outcome, restarts: u32, quick: u32, troubles: &mut Vec<KeeperError>) -> bool {
         let noted = self.note(|standing| {
-            standing.status = Status::Restarting;
-            standing.network = None;
-            standing.outcome = Some(outcome.clone());
-            standing.finished_at_ns = Some(realtime_ns());
+            standing.end(Status::Restarting, outcome.clone(), realtime_ns());
             standing.restarts = restarts;
         });
         troubles.extend(noted.err());
@@ -222,6 +223,7 @@ impl Keeper {
         let remote: Arc<dyn crate::sandbox::Remote> = Arc::from(sandbox.remote());
         let early = self.shared.change(|now| {
             now.remote = Some(Arc::clone(&remote));
+            now.paused = false;
             now.inside = Some(sandbox.inside());
             std::mem::take(&mut now.early)
         });
@@ -233,6 +235,8 @@ impl Keeper {
             remote.signal(signal)?;
         }
         sandbox.start()?;
+        let mut watch = None;
+        let check = self.definition.health.as_ref().filter(|check| check.command().is_some());
         let started = sandbox.moments().at(Moment::Started).is_some();
         if started {
             self.note(|standing| {
@@ -240,11 +244,17 @@ impl Keeper {
                 standing.network = sandbox.network();
                 standing.started_at_ns = Some(realtime_ns());
                 (standing.finished_at_ns, standing.outcome) = (None, None);
+                standing.health = check.map(|_| HealthStatus::Starting);
             })?;
+            if let Some(check) = check {
+                let own = &self.definition.spec.process;
+                watch = health::watch(&self.shared, check, own).map_err(KeeperError::Health)?;
+            }
             report(Report::Started);
         }
         let outcome = sandbox.wait()?;
         self.shared.change(|now| (now.remote, now.inside) = (None, None));
+        drop(watch.map(JoinHandle::join));
         let (moments, usage) = (sandbox.moments(), sandbox.usage());
         Ok(Life { outcome, started, moments, usage, removed: sandbox.remove() })
     }
@@ -296,11 +306,8 @@ fn close(mut entry: Entry, outcome: &Outcome) -> Result<(), RosterError> {
     if entry.definition.remove {
         return entry.remove();
     }
-    let standing = &mut entry.standing;
-    standing.status = Status::Exited;
-    (standing.keeper, standing.network) = (None, None);
-    standing.finished_at_ns = Some(realtime_ns());
-    standing.outcome = Some(outcome.clone());
+    entry.standing.keeper = None;
+    entry.standing.end(Status::Exited, outcome.clone(), realtime_ns());
     entry.save()?;
     entry.settled()
 }

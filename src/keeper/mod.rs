@@ -12,6 +12,7 @@
 
 pub mod client;
 mod further;
+mod health;
 mod hub;
 mod life;
 pub mod log;

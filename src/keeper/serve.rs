@@ -48,6 +48,8 @@ pub(super) struct Now {
     pub(super) remote: Option<Arc<dyn Remote>>,
     /// Reaches what is beside it.
     pub(super) inside: Option<Arc<dyn Inside>>,
+    /// It is stopped where it is.
+    pub(super) paused: bool,
     /// Signals that came before it.
     pub(super) early: Vec<u8>,
     /// It is not to start (again).

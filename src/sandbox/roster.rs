@@ -6,6 +6,7 @@
 //! STATE/roster/<id>/standing.json    what has become of it, replaced whole
 //! STATE/roster/<id>/unsettled        its owner is at work: found with the lock free, the owner has died and the entry needs repair
 //! STATE/roster/<id>/control          the keeper's socket
+//! STATE/roster/<id>/health.json      its last health checks
 //! STATE/roster/<id>/log.<n>          its output
 //! STATE/roster/<id>/room             bytes that are given up when the disk is full, so that its end can be written down
 //! STATE/roster/new-*                 a folder that is not complete yet
@@ -13,6 +14,7 @@
 //!
 //! What the engines hold of a running sandbox is on the shelf (`shelf`), and is cleared before an entry is repaired.
 
+mod health;
 mod names;
 mod room;
 mod stored;
@@ -368,10 +370,9 @@ impl Roster {
             return self.remove_folder(id, path);
         }
         if standing.status.is_live() {
-            standing.status = Status::Exited;
-            standing.finished_at_ns = Some(realtime_ns());
             let reason = Some("its keeper was killed, and the sandbox ended with it".to_owned());
-            standing.outcome = Some(Outcome { exit: Exit::SandboxFailed, oom: false, reason });
+            let outcome = Outcome { exit: Exit::SandboxFailed, oom: false, reason };
+            standing.end(Status::Exited, outcome, realtime_ns());
         }
         (standing.keeper, standing.network) = (None, None);
         stored::write(&path.join(STANDING), &standing)?;

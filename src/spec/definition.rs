@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attachment, Limits, MIB, Outcome, SandboxSpec};
+use super::{Attachment, HealthStatus, Healthcheck, Limits, MIB, Outcome, SandboxSpec};
 
 /// SIGTERM, what asks a command to end unless something else is said.
 pub const SIGTERM: u8 = 15;
@@ -37,6 +37,9 @@ pub struct Definition {
     /// How much of its output is kept.
     #[serde(default)]
     pub log: LogLimits,
+    /// How its health is checked.
+    #[serde(default)]
+    pub health: Option<Healthcheck>,
     /// Root of the store that its volumes are in; `None` if it has none.
     #[serde(default)]
     pub store: Option<PathBuf>,
@@ -203,6 +206,9 @@ pub struct Standing {
     /// How it is connected while it runs; `None` without a network of its own.
     #[serde(default)]
     pub network: Option<Attachment>,
+    /// What its health checks say; `None` without any, and before its first start.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
 }
 
 impl Standing {
@@ -218,7 +224,22 @@ impl Standing {
             restarts: 0,
             limits: None,
             network: None,
+            health: None,
         }
+    }
+
+    /// Its command has ended.
+    pub fn end(&mut self, status: Status, outcome: Outcome, at_ns: u64) {
+        self.status = status;
+        self.finished_at_ns = Some(at_ns);
+        self.outcome = Some(outcome);
+        self.network = None;
+        self.unchecked();
+    }
+
+    /// Nothing checks its health any more.
+    pub fn unchecked(&mut self) {
+        self.health = self.health.map(|_| HealthStatus::Unhealthy);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod definition;
 mod digest;
+mod health;
 mod id;
 mod limits;
 mod machine;
@@ -14,6 +15,7 @@ mod trace;
 
 pub use definition::{Definition, LogLimits, Restart, RestartError, SIGTERM, Standing, Status};
 pub use digest::{Digest, DigestError};
+pub use health::{Checked, GoTime, HealthLog, HealthStatus, Healthcheck, LEAST_HEALTH_TIME};
 pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize};
 pub use machine::{

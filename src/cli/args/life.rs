@@ -39,7 +39,7 @@ pub(crate) struct PsArgs {
     /// The last one that was defined
     #[arg(short, long)]
     pub latest: bool,
-    /// Only those with id=, name=, label=NAME[=VALUE], status=, exited=CODE, ancestor=IMAGE or isolation=; again for more
+    /// Only those with id=, name=, label=NAME[=VALUE], status=, health=, exited=CODE, ancestor=IMAGE or isolation=; again for more
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub filter: Vec<String>,
     /// table, json, or a text with {{.ID}}, {{.Image}}, {{.Isolation}}, {{.Command}}, {{.CreatedAt}}, {{.RunningFor}}, {{.Status}},

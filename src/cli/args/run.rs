@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::HealthArgs;
 use crate::spec::{Cpus, Isolation, MemorySize, NetworkMode, Restart};
 
 /// Run an image as a microVM or as a container
@@ -90,6 +91,9 @@ pub(crate) struct RunArgs {
     /// Seconds from that signal to SIGKILL
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_timeout: u32,
+    /// Health checks
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// Where output is kept: local, or none
     #[arg(long, value_name = "DRIVER", default_value = "local")]
     pub log_driver: String,

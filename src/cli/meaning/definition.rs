@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::args::RunArgs;
+use super::health::{HealthError, healthcheck};
 use super::signal::{SignalError, signal};
 use super::{ImageDefaults, MeaningError};
 use crate::spec::{Definition, LogLimits, MemorySize, Restart, SIGTERM, SandboxSpec};
@@ -28,6 +29,9 @@ pub(crate) enum LifeError {
     /// An unknown or bad option of it.
     #[error("Log option '{0}' is neither max-size=SIZE (4k or more) nor max-file=N (1 to {MOST_LOGS})")]
     LogOption(String),
+    /// About its health.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// Not a signal.
     #[error(transparent)]
     Signal(#[from] SignalError),
@@ -60,6 +64,7 @@ pub(crate) fn definition(
         stop_timeout_s: args.stop_timeout,
         input_once: args.process.interactive && !args.detach,
         log: log(args)?,
+        health: healthcheck(&args.health, image).map_err(LifeError::Health)?,
         store: None,
         created_at_ns,
         spec,
@@ -165,6 +170,7 @@ mod tests {
             ("--rm --restart always img", "--restart"),
             ("-l =x img", "=x"),
             ("--log-driver syslog img", "syslog"),
+            ("--health-interval 1 img", "--health-interval"),
             ("--log-opt max-size=1 img", "max-size=1"),
             ("--log-opt max-file=0 img", "max-file=0"),
             ("--log-opt tag=x img", "tag=x"),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::args::InspectArgs;
 use crate::cli::fail::{Failure, failed};
@@ -12,7 +12,7 @@ use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
-use crate::spec::{Limits, MountSource, MountSpec, Status};
+use crate::spec::{Healthcheck, Limits, MountSource, MountSpec, Status};
 use crate::volume::Volumes;
 
 /// Docker's word for a moment that never was.
@@ -30,7 +30,7 @@ pub(crate) fn inspect(context: &Context, args: &InspectArgs) -> Result<u8, Failu
     }
     let mut found = Vec::new();
     let code = each(&roster, &args.sandboxes, |seen| {
-        found.push(described(seen));
+        found.push(described(seen)?);
         Ok(())
     })?;
     match template {
@@ -43,11 +43,11 @@ pub(crate) fn inspect(context: &Context, args: &InspectArgs) -> Result<u8, Failu
     Ok(code)
 }
 
-fn described(seen: &Seen) -> Value {
+fn described(seen: &Seen) -> Result<Value, Failure> {
     let (definition, standing) = (&seen.definition, &seen.standing);
     let spec = &definition.spec;
     let (program, args) = spec.process.args.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
-    json!({
+    let mut described = json!({
         "Id": spec.id,
         "Created": rfc3339(definition.created_at_ns),
         "Path": program,
@@ -75,7 +75,40 @@ fn described(seen: &Seen) -> Value {
             "StopSignal": definition.stop_signal.to_string(),
             "StopTimeout": definition.stop_timeout_s,
         },
-    })
+    });
+    if let Some(health) = standing.health {
+        let log = seen.health_log().map_err(failed)?;
+        let checks = log.checks.iter().map(|check| {
+            let (start, end) = (rfc3339(check.start_ns), rfc3339(check.end_ns));
+            json!({ "Start": start, "End": end, "ExitCode": check.exit_code, "Output": check.output })
+        });
+        described["State"]["Health"] = json!({
+            "Status": health.word(),
+            "FailingStreak": log.failing_streak,
+            "Log": checks.collect::<Vec<_>>(),
+        });
+    }
+    if let Some(check) = &definition.health {
+        described["Config"]["Healthcheck"] = described_check(check);
+    }
+    Ok(described)
+}
+
+/// What is not said is left out, as in Docker.
+fn described_check(check: &Healthcheck) -> Value {
+    let mut fields = Map::new();
+    if !check.test.is_empty() {
+        fields.insert("Test".to_owned(), json!(check.test));
+    }
+    let numbers = [
+        ("Interval", check.interval_ns),
+        ("Timeout", check.timeout_ns),
+        ("StartPeriod", check.start_period_ns),
+        ("StartInterval", check.start_interval_ns),
+        ("Retries", u64::from(check.retries)),
+    ];
+    fields.extend(numbers.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), json!(n))));
+    Value::Object(fields)
 }
 
 fn described_mount(mount: &MountSpec, store: Option<&Path>) -> Value {

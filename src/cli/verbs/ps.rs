@@ -11,7 +11,7 @@ use crate::cli::template::Form;
 use crate::cli::time::{plain, span};
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
-use crate::spec::{Isolation, Standing, Status};
+use crate::spec::{HealthStatus, Isolation, Standing, Status};
 use crate::sys::clock::realtime_ns;
 
 /// Longest command in the table, in characters.
@@ -90,7 +90,15 @@ pub(crate) fn status(standing: &Standing, now: u64) -> String {
     let code = standing.outcome.as_ref().map_or(0, |outcome| outcome.exit.code());
     match standing.status {
         Status::Created => "Created".to_owned(),
-        Status::Running => format!("Up {}", since(standing.started_at_ns)),
+        Status::Running => {
+            let health = match standing.health {
+                None => "",
+                Some(HealthStatus::Starting) => " (health: starting)",
+                Some(HealthStatus::Healthy) => " (healthy)",
+                Some(HealthStatus::Unhealthy) => " (unhealthy)",
+            };
+            format!("Up {}{health}", since(standing.started_at_ns))
+        }
         Status::Paused => format!("Up {} (Paused)", since(standing.started_at_ns)),
         Status::Restarting => format!("Restarting ({code}) {} ago", since(standing.finished_at_ns)),
         Status::Exited => format!("Exited ({code}) {} ago", since(standing.finished_at_ns)),
@@ -131,6 +139,16 @@ mod tests {
             standing.status = is;
             assert_eq!(status(&standing, 5 * second), words);
         }
+        for (health, words) in [
+            (HealthStatus::Starting, "Up 4 seconds (health: starting)"),
+            (HealthStatus::Healthy, "Up 4 seconds (healthy)"),
+            (HealthStatus::Unhealthy, "Up 4 seconds (unhealthy)"),
+        ] {
+            (standing.status, standing.health) = (Status::Running, Some(health));
+            assert_eq!(status(&standing, 5 * second), words);
+        }
+        standing.status = Status::Paused;
+        assert_eq!(status(&standing, 5 * second), "Up 4 seconds (Paused)");
         standing.finished_at_ns = Some(2 * second);
         standing.outcome = Some(Outcome { exit: Exit::Signal(9), oom: false, reason: None });
         for (is, words) in

@@ -241,6 +241,8 @@ fn defaults(config: &ImageConfig) -> ImageDefaults {
         working_dir: config.workdir.clone(),
         user: config.user.clone(),
         stop_signal: config.stop_signal.clone(),
+        health: config.health.clone(),
+        shell: config.shell.clone(),
         labels: config.labels.clone(),
         volumes: config.volumes.clone(),
     }

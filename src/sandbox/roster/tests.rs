@@ -28,6 +28,7 @@ fn definition(number: u8) -> Definition {
         stop_timeout_s: 10,
         input_once: false,
         log: LogLimits::default(),
+        health: None,
         store: None,
         created_at_ns: u64::from(number),
     }
