@@ -20,7 +20,7 @@ pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
 pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
 pub(super) use inside::{CpArgs, ExecArgs, PauseArgs, StatsArgs, TopArgs};
 pub(super) use life::{
-    AttachArgs, InspectArgs, KillArgs, LogsArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs,
+    AttachArgs, InspectArgs, KillArgs, LogsArgs, PortArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs,
     UpdateArgs, WaitArgs,
 };
 pub(super) use run::{LimitArgs, PullPolicy, RunArgs};
@@ -62,6 +62,8 @@ pub(super) enum Verb {
     Start(StartArgs),
     /// List sandboxes
     Ps(PsArgs),
+    /// Tell where the ports of a sandbox are on this host
+    Port(PortArgs),
     /// Show all that is known of sandboxes
     Inspect(InspectArgs),
     /// Show what a sandbox has written
@@ -90,7 +92,7 @@ pub(super) enum Verb {
     Wait(WaitArgs),
     /// Remove sandboxes
     Rm(RmArgs),
-    /// Change the limits of sandboxes, those that run included
+    /// Change the limits and the restart policy of sandboxes, those that run included
     Update(UpdateArgs),
     /// Give a sandbox another name
     Rename(RenameArgs),

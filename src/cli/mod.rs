@@ -101,6 +101,7 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
         Verb::Run(args) => verbs::run::run(&context, args),
         Verb::Create(args) => verbs::run::create(&context, args),
         Verb::Start(args) => verbs::start::start(&context, args),
+        Verb::Port(args) => verbs::port::port(&context, args),
         Verb::Ps(args) => verbs::ps::ps(&context, args),
         Verb::Inspect(args) => verbs::inspect::inspect(&context, args),
         Verb::Logs(args) => verbs::logs::logs(&context, args),

@@ -13,7 +13,7 @@ use super::hub::{Attached, lock};
 use super::serve::{Shared, causes, put};
 use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
-use crate::spec::{LimitChange, ProcessSpec, Status, Transfer};
+use crate::spec::{LimitChange, ProcessSpec, Restart, Status, Transfer};
 
 /// The signal that nothing can refuse.
 const SIGKILL: u8 = 9;
@@ -67,6 +67,14 @@ impl Shared {
             // They hold; that the next start will not know them is to be told.
             Ok(entry.save().map_or_else(|error| Reply::Failed(causes(&error)), |()| Reply::Done))
         })
+    }
+
+    /// Has another restart policy from its next end on.
+    pub(super) fn change_restart(&self, restart: Restart) -> Reply {
+        let Some(entry) = &mut *lock(&self.entry) else { return Reply::Failed(vec![Refusal::NotRunning.to_string()]) };
+        entry.standing.restart = Some(restart);
+        // It holds; that the next start will not know it is to be told.
+        entry.save().map_or_else(|error| Reply::Failed(causes(&error)), |()| Reply::Done)
     }
 
     /// A paused command takes no signal but SIGKILL: it goes on with the signal, as in Docker.

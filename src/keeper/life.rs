@@ -22,7 +22,7 @@ use super::serve::{self, Handle, Shared, causes};
 use super::wire::Stream;
 use crate::sandbox::roster::{Entry, RosterError};
 use crate::sandbox::{Backend, Sandbox, SandboxError, Stdio};
-use crate::spec::{Definition, Exit, HealthStatus, Moment, Moments, Outcome, Status, Usage};
+use crate::spec::{Definition, Exit, HealthStatus, Moment, Moments, Outcome, Restart, Status, Usage};
 use crate::sys::clock::realtime_ns;
 
 /// How long a client that asked to be attached first may take to attach.
@@ -162,7 +162,7 @@ impl Keeper {
                 Err(error) => break Err(error),
             };
             let failed = life.outcome.exit != Exit::Code(0);
-            let again = life.started && self.definition.restart.wants(failed, restarts);
+            let again = life.started && self.restart().wants(failed, restarts);
             if !again || self.shared.lock().stopped {
                 break Ok(life);
             }
@@ -174,6 +174,12 @@ impl Keeper {
             }
         };
         self.finish(last, troubles)
+    }
+
+    /// Its policy now: `update` may have changed it.
+    fn restart(&self) -> Restart {
+        let entry = lock(&self.shared.entry);
+        entry.as_ref().and_then(|entry| entry.standing.restart).unwrap_or(self.definition.restart)
     }
 
     /// Waits before a restart; false if the sandbox was stopped meanwhile.

@@ -235,6 +235,7 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
         Request::Pause => Ok(shared.set_paused(true)),
         Request::Unpause => Ok(shared.set_paused(false)),
         Request::Change(change) => Ok(shared.change_limits(&change)),
+        Request::Restart(restart) => Ok(shared.change_restart(restart)),
         Request::Processes => Ok(shared.ask(|inside| inside.processes().map(Reply::Processes))),
         Request::Stats => Ok(shared.ask(|inside| inside.stats().map(|stats| Reply::Stats(Box::new(stats))))),
         Request::Signal(signal) => told(shared.signal(signal)),

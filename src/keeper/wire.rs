@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Stats, TerminalSize, Transfer, Usage};
+use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Restart, Stats, TerminalSize, Transfer, Usage};
 
 /// Version of the protocol, in each [`Opening`].
 pub const VERSION: u32 = 1;
@@ -111,6 +111,8 @@ pub enum Request {
     Processes,
     /// Change its limits.
     Change(LimitChange),
+    /// Start it again by this policy from now on.
+    Restart(Restart),
     /// Tell what it uses, seen from inside and from this host.
     Stats,
 }

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::grip::{self, Grip, is_held, try_lock};
 use super::names::Names;
 use super::shelf::{Shelf, ShelfError};
-use crate::spec::{Definition, Digest, Exit, LimitChange, Limits, Outcome, SandboxId, Standing, Status};
+use crate::spec::{Definition, Digest, Exit, LimitChange, Limits, Outcome, Restart, SandboxId, Standing, Status};
 use crate::sys::clock::realtime_ns;
 use crate::volume::VolumeError;
 
@@ -427,6 +427,11 @@ impl Roster {
 }
 
 impl Seen {
+    /// Its restart policy, changed or not.
+    pub fn restart(&self) -> Restart {
+        self.standing.restart.unwrap_or(self.definition.restart)
+    }
+
     /// Its limits, changed or not.
     pub fn limits(&self) -> Limits {
         self.standing.limits.unwrap_or(self.definition.spec.limits)

@@ -203,6 +203,9 @@ pub struct Standing {
     /// Limits in place of those that it was defined with.
     #[serde(default)]
     pub limits: Option<Limits>,
+    /// Restart policy in place of the one that it was defined with.
+    #[serde(default)]
+    pub restart: Option<Restart>,
     /// How it is connected while it runs; `None` without a network of its own.
     #[serde(default)]
     pub network: Option<Attachment>,
@@ -223,6 +226,7 @@ impl Standing {
             outcome: None,
             restarts: 0,
             limits: None,
+            restart: None,
             network: None,
             health: None,
         }

@@ -17,6 +17,7 @@ cases_with!(
     Place::new(),
     [
         limits_are_updated,
+        restart_policies_are_updated,
         exec_runs_a_further_command,
         a_pause_is_seen_and_ends_with_a_signal,
         top_and_stats_tell,
@@ -232,5 +233,46 @@ fn limits_are_updated(place: &Place) {
         let refused = place.output(&["update", "--cpus", "3", "box"]);
         assert_eq!(refused.status.success(), isolation == "container", "{refused:?}");
         place.say(&["rm", "-f", "box"]);
+    }
+}
+
+/// Of several at once, of those that run at their next end; and it is kept.
+fn restart_policies_are_updated(place: &Place) {
+    let look = |name: &str| place.look(name, "{{.State.Status}} {{.RestartCount}}");
+    let policy = |name: &str| {
+        place.look(name, "{{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}")
+    };
+    for isolation in BOTH {
+        for name in ["one", "two"] {
+            place.run(isolation, &["--name", name, "--stop-signal", "INT", "workloads", "spin"]);
+        }
+        place.say(&["kill", "two"]);
+        place.say(&["wait", "two"]);
+        assert_eq!(place.say(&["update", "--restart", "on-failure:1", "-c", "512", "one", "two"]), "one\ntwo");
+        assert_eq!((policy("one"), policy("two")), ("on-failure:1".into(), "on-failure:1".into()), "{isolation}");
+        assert_eq!(place.look("two", "{{.HostConfig.CpuShares}}"), "512");
+        place.say(&["start", "two"]);
+        for name in ["one", "two"] {
+            place.say(&["kill", "-s", "TERM", name]);
+            place.until("a second start", || look(name) == "running 1");
+        }
+        place.say(&["kill", "-s", "TERM", "one"]);
+        place.until("the last end", || look("one") == "exited 1");
+        assert_eq!(place.say(&["update", "--restart", "no", "two"]), "two");
+        place.say(&["kill", "-s", "TERM", "two"]);
+        place.until("the only end", || look("two").starts_with("exited"));
+        place.say(&["update", "--restart", "always", "one"]);
+        place.say(&["start", "one"]);
+        place.kill_keepers();
+        assert_eq!((policy("one"), policy("two")), ("always:0".into(), "no:0".into()), "{isolation}");
+        place.say(&["rm", "one", "two"]);
+
+        place.run(isolation, &["--rm", "--name", "gone", "workloads", "pause"]);
+        let refused = place.output(&["update", "--restart", "always", "gone", "no-such"]);
+        let told = words(&refused);
+        assert!(code(&refused) == 1 && told.contains("--rm") && told.contains("no-such"), "{told}");
+        assert_eq!(place.say(&["update", "--restart", "no", "gone"]), "gone");
+        place.say(&["stop", "gone"]);
+        place.until_clean();
     }
 }

@@ -141,16 +141,24 @@ fn ports_and_addresses_are_told(_: &Place) {
         assert!(chosen.parse::<u16>().unwrap() > 0, "{isolation}: {udp}");
         let bound = |port: &str| format!("[{{\"HostIp\":\"127.0.0.1\",\"HostPort\":\"{port}\"}}]");
         let (one, two) = (first.to_string(), (first + 1).to_string());
-        let (one, two) = (bound(&one), bound(&two));
-        let expected = |udp: &str| format!("{{\"7000/tcp\":{one},\"7000/udp\":{udp},\"7001/tcp\":{two}}}");
+        let expected = |udp: &str| {
+            let (one, two) = (bound(&one), bound(&two));
+            format!("{{\"7000/tcp\":{one},\"7000/udp\":{udp},\"7001/tcp\":{two}}}")
+        };
         assert_eq!(look("json .NetworkSettings.Ports"), expected(&bound(chosen)), "{isolation}");
+        let lines = [("7000/tcp", one.as_str()), ("7000/udp", chosen), ("7001/tcp", two.as_str())];
+        let lines = lines.map(|(port, at)| format!("{port} -> 127.0.0.1:{at}")).join("\n");
+        assert_eq!(place.say(&["port", "web"]), lines, "{isolation}");
+        assert_eq!(place.say(&["port", "web", "7000/udp"]), format!("127.0.0.1:{chosen}"), "{isolation}");
+        let closed = place.output(&["port", "web", "7002"]);
+        assert!(closed.status.code() == Some(1) && crate::life::words(&closed).contains("7002/tcp"), "{closed:?}");
         assert_eq!(look("json .HostConfig.PortBindings"), expected(&bound("")), "{isolation}");
         assert_eq!(look(".NetworkSettings.IPAddress"), "10.0.2.15", "{isolation}");
         assert_eq!(look(".NetworkSettings.Networks.user.Gateway"), "10.0.2.2", "{isolation}");
         assert_eq!(look(".HostConfig.NetworkMode"), "user", "{isolation}");
         place.say(&["kill", "web"]);
         place.say(&["wait", "web"]);
-        assert_eq!(ports("web"), "", "{isolation}");
+        assert_eq!((ports("web"), place.say(&["port", "web"])), (String::new(), String::new()), "{isolation}");
         assert_eq!(look("json .NetworkSettings.Ports"), "{}", "{isolation}");
         place.say(&["rm", "web"]);
     }

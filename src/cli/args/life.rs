@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::LimitArgs;
+use crate::spec::Restart;
 
 /// Start sandboxes that do not run
 #[derive(Args, Clone, Debug)]
@@ -46,6 +47,17 @@ pub(crate) struct PsArgs {
     /// {{.State}}, {{.Ports}}, {{.Names}}, {{.Labels}}
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub format: String,
+}
+
+/// Tell where the ports of a sandbox are on this host
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PortArgs {
+    /// Name or id
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// Only this port of the sandbox
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: Option<String>,
 }
 
 /// Show all that is known of sandboxes
@@ -146,13 +158,16 @@ pub(crate) struct RmArgs {
     pub sandboxes: Vec<String>,
 }
 
-/// Change the limits of sandboxes, those that run included
+/// Change the limits and the restart policy of sandboxes, those that run included
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "The machine of a microVM that runs stays as large as it is; what is above that is refused.")]
 pub(crate) struct UpdateArgs {
     /// Limits
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// When they start again after their command has ended: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<Restart>,
     /// Names or ids
     #[arg(required = true, value_name = "SANDBOX")]
     pub sandboxes: Vec<String>,

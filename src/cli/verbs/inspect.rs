@@ -170,10 +170,11 @@ fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
     let Limits { memory, cpus, pids, cpu_shares } = seen.limits();
     let (log, network) = (definition.log, &definition.spec.network);
-    let most = if let crate::spec::Restart::OnFailure(most) = definition.restart { most } else { 0 };
+    let restart = seen.restart();
+    let most = if let crate::spec::Restart::OnFailure(most) = restart { most } else { 0 };
     json!({
         "AutoRemove": definition.remove,
-        "RestartPolicy": { "Name": definition.restart.name(), "MaximumRetryCount": most },
+        "RestartPolicy": { "Name": restart.name(), "MaximumRetryCount": most },
         "Memory": memory.map_or(0, |m| m.0),
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
         "CpuShares": cpu_shares.unwrap_or(0),

@@ -10,6 +10,7 @@ pub(super) mod inspect;
 pub(super) mod lab;
 pub(super) mod load;
 pub(super) mod logs;
+pub(super) mod port;
 pub(super) mod ps;
 pub(super) mod pull;
 pub(super) mod rm;

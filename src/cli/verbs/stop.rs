@@ -83,7 +83,7 @@ pub(crate) fn unpause(context: &Context, args: &PauseArgs) -> Result<u8, Failure
 }
 
 /// Does it for each, and prints the word by which it was named.
-fn named(
+pub(super) fn named(
     context: &Context,
     words: &[String],
     mut act: impl FnMut(&Roster, &Seen) -> Result<(), Failure>,

@@ -1,41 +1,65 @@
 //! `duplex update`.
 
-use super::stop::VerbError;
+use super::stop::{VerbError, named};
+use crate::cli::Context;
 use crate::cli::args::UpdateArgs;
 use crate::cli::fail::{Failure, failed};
-use crate::cli::keeping::{each, roster};
 use crate::cli::meaning::limit_change;
-use crate::cli::output::print;
-use crate::cli::{Context, place};
 use crate::keeper::client::{self, ClientError};
 use crate::keeper::wire::Request;
-use crate::spec::LimitChange;
+use crate::sandbox::roster::{Entry, Roster, Seen};
+use crate::spec::{LimitChange, Restart};
 
-/// Nothing is to be changed.
+/// Why nothing is changed.
 #[derive(Debug, thiserror::Error)]
-#[error("Nothing is to be changed: name a limit, such as --memory 1g or --cpus 2")]
-struct NoLimit;
+enum UpdateError {
+    /// Nothing is said.
+    #[error("Nothing is to be changed: name a limit, such as --memory 1g or --cpus 2, or --restart POLICY")]
+    Nothing,
+    /// Gone at its end and there again.
+    #[error(
+        "Sandbox {0} is removed at its end (--rm), so it cannot start again: 'no' is the only restart policy that it can have"
+    )]
+    Removed(String),
+}
 
-/// Changes the limits of sandboxes: of those that run at once, of the others when they start.
+/// Changes the limits of sandboxes and when they start again: of those that run at once, of the others when they start.
 pub(crate) fn update(context: &Context, args: &UpdateArgs) -> Result<u8, Failure> {
-    let roster = roster(context).map_err(failed)?;
-    if let Some(code) = place::follow(context, &roster, &args.sandboxes, false)? {
-        return Ok(code);
-    }
-    each(&roster, &args.sandboxes, |seen| {
+    named(context, &args.sandboxes, |roster, seen| {
         let change = limit_change(&args.limits, seen.definition.spec.isolation).map_err(failed)?;
-        if change == LimitChange::default() {
-            return Err(failed(NoLimit));
+        if change == LimitChange::default() && args.restart.is_none() {
+            return Err(failed(UpdateError::Nothing));
         }
-        match client::order(&seen.path, Request::Change(change)) {
-            Ok(()) => {}
-            Err(ClientError::NotRunning) => {
-                let mut entry = roster.take(&seen.definition.spec.id).map_err(failed)?;
-                entry.change_limits(&change);
-                entry.save().map_err(failed)?;
-            }
-            Err(error) => return Err(VerbError::of("change the limits of", seen)(error)),
+        if seen.definition.remove && args.restart.is_some_and(|restart| restart != Restart::No) {
+            return Err(failed(UpdateError::Removed(seen.standing.name.clone())));
         }
-        print(&format!("{}\n", seen.standing.name))
+        if change != LimitChange::default() {
+            let note = |entry: &mut Entry| entry.change_limits(&change);
+            ask(roster, seen, "change the limits of", Request::Change(change), note)?;
+        }
+        if let Some(restart) = args.restart {
+            let note = |entry: &mut Entry| entry.standing.restart = Some(restart);
+            ask(roster, seen, "change the restart policy of", Request::Restart(restart), note)?;
+        }
+        Ok(())
     })
+}
+
+/// Asks the keeper of one that runs; what has none is changed here.
+fn ask(
+    roster: &Roster,
+    seen: &Seen,
+    verb: &'static str,
+    request: Request,
+    note: impl FnOnce(&mut Entry),
+) -> Result<(), Failure> {
+    match client::order(&seen.path, request) {
+        Ok(()) => Ok(()),
+        Err(ClientError::NotRunning) => {
+            let mut entry = roster.take(&seen.definition.spec.id).map_err(failed)?;
+            note(&mut entry);
+            entry.save().map_err(failed)
+        }
+        Err(error) => Err(VerbError::of(verb, seen)(error)),
+    }
 }

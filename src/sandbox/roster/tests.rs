@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{Isolation, Limits, LogLimits, NetworkSpec, ProcessSpec, Restart, SandboxSpec};
+use crate::spec::{Isolation, LogLimits, NetworkSpec, ProcessSpec, SandboxSpec};
 
 fn definition(number: u8) -> Definition {
     Definition {
