@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -13,10 +14,13 @@ use super::hub::{Attached, lock};
 use super::serve::{Shared, causes, put};
 use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
-use crate::spec::{LimitChange, ProcessSpec, Restart, Status, Transfer};
+use crate::spec::{Exit, LimitChange, Outcome, ProcessSpec, Restart, Status, Transfer};
 
 /// The signal that nothing can refuse.
 const SIGKILL: u8 = 9;
+
+/// How long the end of the sandbox may come after that of a command that ended with it.
+pub(super) const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
@@ -77,6 +81,17 @@ impl Shared {
         entry.save().map_or_else(|error| Reply::Failed(causes(&error)), |()| Reply::Done)
     }
 
+    /// The end of a further command. By SIGKILL it may have ended with its sandbox, which is not to be guessed from a number.
+    fn explained(&self, end: Outcome) -> Outcome {
+        let killed = end.exit == Exit::Signal(SIGKILL) && end.reason.is_none();
+        if !killed || self.until(Some(LAST_MOMENT), |now| now.inside.is_none().then_some(())).is_none() {
+            return end;
+        }
+        let reason =
+            "the sandbox ended, and this command with it: 'duplex ps -a' tells how, if it was not to be removed";
+        Outcome { reason: Some(reason.to_owned()), ..end }
+    }
+
     /// A paused command takes no signal but SIGKILL: it goes on with the signal, as in Docker.
     pub(super) fn wake(&self) {
         if lock(&self.entry).as_ref().is_some_and(|entry| entry.standing.status == Status::Paused) {
@@ -99,7 +114,7 @@ pub(super) fn exec(mut stream: UnixStream, shared: &Shared, process: &ProcessSpe
     let Some(ours) = ours else { return detached(stream, &mut *exec) };
     send(&mut stream, &Reply::Done)?;
     let client = Attached::new(stream.try_clone()?)?;
-    carry(&stream, client, exec, ours, false)
+    carry(shared, &stream, client, exec, ours, false)
 }
 
 /// Copies files for a client, as long as it is there.
@@ -118,11 +133,18 @@ pub(super) fn copy(mut stream: UnixStream, shared: &Shared, transfer: &Transfer)
     send(&mut stream, &Reply::Done)?;
     let client = Attached::patient(stream.try_clone()?)?;
     // One that takes in ends with its input, and in order: it leaves no half file.
-    carry(&stream, client, copy, ours, !takes_in)
+    carry(shared, &stream, client, copy, ours, !takes_in)
 }
 
 /// Carries what it reads and writes, to its end. `bound`: it ends with the client.
-fn carry(stream: &UnixStream, client: Attached, mut exec: Box<dyn Exec>, ours: Ours, bound: bool) -> io::Result<()> {
+fn carry(
+    shared: &Shared,
+    stream: &UnixStream,
+    client: Attached,
+    mut exec: Box<dyn Exec>,
+    ours: Ours,
+    bound: bool,
+) -> io::Result<()> {
     stream.set_read_timeout(None)?;
     let client = Arc::new(client);
     let pumps = [pump(ours.stdout, Stream::Output, &client)?, pump(ours.stderr, Stream::Error, &client)?];
@@ -139,7 +161,7 @@ fn carry(stream: &UnixStream, client: Attached, mut exec: Box<dyn Exec>, ours: O
     for pump in pumps {
         let _ = pump.join();
     }
-    let last = outcome.map_or_else(|error| Reply::Failed(causes(&error)), Reply::Ended);
+    let last = outcome.map_or_else(|error| Reply::Failed(causes(&error)), |end| Reply::Ended(shared.explained(end)));
     // A client that has gone has no answer coming.
     let _ = client.with(|to| send(to, &last));
     stream.shutdown(std::net::Shutdown::Both)

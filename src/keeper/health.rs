@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::further::LAST_MOMENT;
 use super::hub::lock;
 use super::serve::{Now, Shared, causes};
 use crate::sandbox::{Inside, Remote, SandboxError, Stdio};
@@ -27,9 +28,6 @@ const MOST_OUTPUT: usize = 4096;
 
 /// How long a check that was called off may take to end before nobody waits for it any more.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long the end of the sandbox may come after that of a check that ended with it.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 const SIGKILL: u8 = 9;
 

@@ -17,7 +17,14 @@ const BOTH: [&str; 2] = ["container", "microvm"];
 cases_with!(
     "copy",
     Place::new(),
-    [files_go_both_ways, archives_go_through_streams, what_cannot_be_copied_is_told, a_killed_copy_leaves_nothing,]
+    [
+        files_go_both_ways,
+        archives_go_through_streams,
+        files_of_the_kernel_are_whole,
+        mounted_files_are_written_in_place,
+        what_cannot_be_copied_is_told,
+        a_killed_copy_leaves_nothing,
+    ]
 );
 
 /// Runs `sleep` of the embedded image, which has no program that copies.
@@ -78,6 +85,63 @@ fn files_go_both_ways(place: &Place) {
         fs::remove_file(at("linked")).unwrap();
         place.say(&["rm", "-f", "box"]);
     }
+}
+
+/// Files that say that they are empty, or larger than they are.
+fn files_of_the_kernel_are_whole(place: &Place) {
+    let here = tempfile::tempdir().unwrap();
+    let at = |name: &str| here.path().join(name);
+    for isolation in BOTH {
+        box_of(place, isolation);
+        let cat = |path: &str| place.say(&["exec", "box", "/workloads", "cat", path]);
+        for (path, name) in [
+            ("/proc/1/cmdline", "cmdline"),
+            ("/proc/version", "version"),
+            ("/sys/kernel/mm/transparent_hugepage/enabled", "enabled"),
+        ] {
+            place.say(&["cp", &format!("box:{path}"), &at(name).display().to_string()]);
+            let got = read(&at(name));
+            assert!(!got.is_empty() && got.trim_end() == cat(path), "{isolation} {path}: {got:?}");
+        }
+        fs::write(at("empty"), "").unwrap();
+        place.say(&["cp", &at("empty").display().to_string(), "box:/empty"]);
+        place.say(&["cp", "box:/empty", &at("back").display().to_string()]);
+        assert_eq!(fs::metadata(at("back")).unwrap().len(), 0);
+        // From this host's kernel too.
+        place.say(&["cp", "/proc/version", "box:/version"]);
+        assert_eq!(cat("/version"), read(Path::new("/proc/version")).trim_end(), "{isolation}");
+        place.say(&["rm", "-f", "box"]);
+    }
+}
+
+fn mounted_files_are_written_in_place(place: &Place) {
+    let here = tempfile::tempdir().unwrap();
+    let at = |name: &str| here.path().join(name);
+    let text = |name: &str| at(name).display().to_string();
+    fs::write(at("new"), "new content\n").unwrap();
+    for isolation in BOTH {
+        box_of(place, isolation);
+        let cat = |path: &str| place.say(&["exec", "box", "/workloads", "cat", path]);
+        for file in ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"] {
+            place.say(&["cp", &text("new"), &format!("box:{file}")]);
+            assert_eq!(cat(file), "new content", "{isolation} {file}");
+        }
+        place.say(&["rm", "-f", "box"]);
+    }
+    fs::write(at("mounted"), "a longer old content\n").unwrap();
+    fs::set_permissions(at("mounted"), PermissionsExt::from_mode(0o640)).unwrap();
+    fs::write(at("closed"), "closed\n").unwrap();
+    let (inode, mounts) =
+        (fs::metadata(at("mounted")).unwrap().ino(), [text("mounted") + ":/mounted", text("closed") + ":/closed:ro"]);
+    place.run("container", &["--name", "box", "-v", &mounts[0], "-v", &mounts[1], "workloads", "sleep", "1000"]);
+    place.say(&["cp", &text("new"), "box:/mounted"]);
+    let mounted = fs::metadata(at("mounted")).unwrap();
+    assert_eq!((read(&at("mounted")).as_str(), mounted.ino(), mounted.mode() & 0o777), ("new content\n", inode, 0o640));
+    fails(&place.output(&["cp", &text("new"), "box:/closed"]), "Read-only file system");
+    symlink("new", at("link")).unwrap();
+    fails(&place.output(&["cp", &text("link"), "box:/mounted"]), "'mounted' is a mount of its own");
+    assert_eq!((read(&at("closed")), read(&at("mounted"))), ("closed\n".into(), "new content\n".into()));
+    place.say(&["rm", "-f", "box"]);
 }
 
 fn archives_go_through_streams(place: &Place) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::life::Place;
 use crate::runner::{Case, Need, Verdict, cases_with};
+use crate::volumes::{kill, monitor_of};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 /// The only program of the embedded image.
@@ -18,6 +19,7 @@ cases_with!(
     [
         limits_are_updated,
         restart_policies_are_updated,
+        commands_say_that_their_monitor_died,
         exec_runs_a_further_command,
         a_pause_is_seen_and_ends_with_a_signal,
         top_and_stats_tell,
@@ -70,6 +72,7 @@ fn exec_runs_a_further_command(place: &Place) {
             last.join().unwrap()
         });
         assert_eq!(code(&last), 137, "it ends with its sandbox: {}", words(&last));
+        assert!(words(&last).contains("the sandbox ended, and this command with it"), "{}", words(&last));
         place.say(&["wait", "box"]);
         let ended = place.output(&["exec", "box", P, "true"]);
         assert!(
@@ -275,4 +278,24 @@ fn restart_policies_are_updated(place: &Place) {
         place.say(&["stop", "gone"]);
         place.until_clean();
     }
+}
+
+/// And those that were killed alone say nothing.
+fn commands_say_that_their_monitor_died(place: &Place) {
+    place.run("microvm", &["--name", "box", "workloads", "pause"]);
+    let exec = |seconds: &str| {
+        let mut command = place.duplex(&["exec", "box", P, "sleep", seconds]);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        place.until("the command", || place.say(&["top", "box"]).contains(&format!("sleep {seconds}")));
+        child
+    };
+    let (long, short) = (exec("4327"), place.output(&["exec", "box", P, "exit", "9"]));
+    assert_eq!((code(&short), words(&short).as_str()), (9, ""));
+    kill(monitor_of(&place.look("box", "{{.State.Pid}}")));
+    let long = long.wait_with_output().unwrap();
+    assert!(code(&long) == 137 && words(&long).contains("the sandbox ended"), "{long:?}");
+    place.until("its end", || place.look("box", "{{.State.Status}}") == "exited");
+    assert!(place.look("box", "{{.State.Error}}").contains("monitor"), "{}", place.look("box", "{{.State.Error}}"));
+    place.say(&["rm", "box"]);
+    place.must_be_clean("after a monitor");
 }

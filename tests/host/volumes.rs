@@ -32,6 +32,7 @@ cases_with!(
         the_same_bytes_in_both_isolations,
         one_sandbox_writes_and_who_reads_cannot,
         volumes_without_a_name_go_with_their_sandbox,
+        a_volume_that_was_not_made_is_made_at_the_start,
         folders_of_the_host_are_for_containers,
         what_was_synced_survives_the_monitor,
         a_killed_container_lets_go,
@@ -213,6 +214,28 @@ fn volumes_without_a_name_go_with_their_sandbox(place: &Place) {
         place.output(&start);
         place.say(&["rm", "-v", "box"]);
         assert_eq!(place.say(&["volume", "ls", "-q"]), "", "{isolation}: rm -v removes it");
+        place.must_be_clean(isolation);
+    }
+}
+
+/// As a `create` leaves them that was killed before it made them: nobody else can remove a volume that is in use.
+fn a_volume_that_was_not_made_is_made_at_the_start(place: &Place) {
+    for isolation in BOTH {
+        let create = ["create", "--isolation", isolation, "--name", "half", "-v", "named:/named", IMAGE];
+        place.say(&[&create[..], &["sh", "-c", "echo x >> /wanted/x; cat /wanted/x; echo y > /named/y"]].concat());
+        let names = place.say(&["volume", "ls", "-q"]);
+        assert_eq!(names.lines().count(), 2, "{names}");
+        for name in names.lines() {
+            fs::remove_dir_all(place.folder().join("store/volumes").join(name)).unwrap();
+        }
+        assert_eq!(place.say(&["start", "-a", "half"]), "x", "{isolation}");
+        assert_eq!(place.say(&["volume", "ls", "-q"]), names, "{isolation}");
+        assert_eq!(place.say(&["volume", "ls", "-q", "-f", "name=named"]), "named");
+        place.say(&["start", "half"]);
+        place.say(&["wait", "half"]);
+        assert_eq!(place.say(&["logs", "half"]), "x\nx\nx", "{isolation}");
+        place.say(&["rm", "-v", "half"]);
+        place.say(&["volume", "rm", "named"]);
         place.must_be_clean(isolation);
     }
 }

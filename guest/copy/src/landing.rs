@@ -3,7 +3,7 @@
 //! | destination | a folder comes | something else comes |
 //! |---|---|---|
 //! | a folder | becomes one of it, or with `/.` what is in it does | becomes one of it |
-//! | something else | refused | is replaced |
+//! | something else | refused | is replaced; a mount point gets the content |
 //! | nothing yet | is made under this name | is made under this name, unless it ends with a slash |
 
 use std::fs::File;
@@ -133,7 +133,10 @@ impl Landing {
         let Some((_, parent)) = &self.near else { return Err(CopyError::NoFolder(shown(folder))) };
         let parent = parent.as_fd();
         let there = look(parent, name).map_err(CopyError::of("look at", &path))?;
-        clear(parent, name, there.as_ref(), &entry, &path)?;
+        let mounted = !clear(parent, name, there.as_ref(), &entry, &path)?;
+        if mounted && !matches!(entry.kind, Kind::File(_)) {
+            return Err(CopyError::Mounted(shown(&path)));
+        }
         match &entry.kind {
             Kind::Folder => {
                 if there.is_none() {
@@ -143,6 +146,12 @@ impl Landing {
                 return Ok(());
             }
             Kind::File(size) => {
+                if mounted {
+                    // What is mounted there stays what it is, and whose it is.
+                    in_place(parent, name, &path, (*size, content))?;
+                    self.written = self.written.saturating_add(*size);
+                    return Ok(());
+                }
                 let made = file(parent, name, &path, (*size, content))?;
                 self.written = self.written.saturating_add(*size);
                 // The very file that was made, whatever has its name by now.
@@ -251,20 +260,24 @@ fn above(path: &[u8]) -> &[u8] {
     }
 }
 
-/// Takes away what is in the way, as Docker does: never a folder, and nothing for one.
+/// Takes away what is in the way, as Docker does: never a folder, and nothing for one. False if it stays, being a mount point.
 fn clear(
     parent: BorrowedFd<'_>,
     name: &[u8],
     there: Option<&Stat>,
     entry: &Entry,
     path: &[u8],
-) -> Result<(), CopyError> {
-    let Some(stat) = there else { return Ok(()) };
+) -> Result<bool, CopyError> {
+    let Some(stat) = there else { return Ok(true) };
     match (kind_of(stat) == FileType::Directory, entry.kind == Kind::Folder) {
-        (true, true) => Ok(()),
+        (true, true) => Ok(true),
         (true, false) => Err(CopyError::FileOnFolder(shown(path))),
         (false, true) => Err(CopyError::FolderOnFile(shown(path))),
-        (false, false) => unlinkat(parent, name, AtFlags::empty()).map_err(CopyError::of("replace", path)),
+        (false, false) => match unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(other) => Err(CopyError::of("replace", path)(other)),
+        },
     }
 }
 
@@ -278,13 +291,38 @@ fn file(
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = openat(parent, name, flags, Mode::from(0o600)).map_err(CopyError::of("make", path))?;
     let mut made = File::from(made);
-    let failed = match std::io::copy(&mut content.take(size), &mut made) {
-        Ok(copied) if copied == size => return Ok(made),
-        Ok(_) => CopyError::Receive(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
-        Err(source) => CopyError::File { operation: "write", path: shown(path), source },
-    };
-    let _ = unlinkat(parent, name, AtFlags::empty());
-    Err(failed)
+    match fill(&mut made, path, (size, content)) {
+        Ok(()) => Ok(made),
+        Err(failed) => {
+            let _ = unlinkat(parent, name, AtFlags::empty());
+            Err(failed)
+        }
+    }
+}
+
+/// Gives a file that is there this content in place of its own.
+fn in_place(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    (size, content): (u64, &mut impl Read),
+) -> Result<(), CopyError> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let there = openat(parent, name, flags, Mode::empty()).map_err(CopyError::of("write", path))?;
+    let stat = rustix::fs::fstat(&there).map_err(CopyError::of("look at", path))?;
+    if kind_of(&stat) != FileType::RegularFile {
+        return Err(CopyError::Special(shown(path)));
+    }
+    rustix::fs::ftruncate(&there, 0).map_err(CopyError::of("write", path))?;
+    fill(&mut File::from(there), path, (size, content))
+}
+
+fn fill(file: &mut File, path: &[u8], (size, content): (u64, &mut impl Read)) -> Result<(), CopyError> {
+    match std::io::copy(&mut content.take(size), file) {
+        Ok(copied) if copied == size => Ok(()),
+        Ok(_) => Err(CopyError::Receive(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
+        Err(source) => Err(CopyError::File { operation: "write", path: shown(path), source }),
+    }
 }
 
 /// Owner, mode and time, in this order: a new owner clears set-user-ID.

@@ -109,6 +109,12 @@ pub enum CopyError {
     /// A file that is shorter than it was.
     #[error("'{0}' became shorter while it was read: copy it again")]
     Shrunk(String),
+    /// A file that does not tell its size and has too much in it.
+    #[error("'{0}' does not tell its size, and has more than 16 MiB in it: copy it by a command inside")]
+    Endless(String),
+    /// A mount point that cannot be written in place.
+    #[error("'{0}' is a mount of its own, which only the content of a file can be copied onto")]
+    Mounted(String),
     /// A stream that has nothing in it.
     #[error("Nothing was sent")]
     Nothing,

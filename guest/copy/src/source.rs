@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -24,6 +24,9 @@ const KERNEL: [u64; 9] = [
     0x7363_6673, // securityfs
     0xcafe_4a11, // bpf
 ];
+
+/// Most bytes of a file whose size only its end tells.
+const MOST_UNSIZED: u64 = 16 << 20;
 
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -197,10 +200,30 @@ impl<W: Write> Walk<'_, W> {
             }
             self.links.insert(inode, path.to_vec());
         }
+        let mut content = File::from(file.try_clone().map_err(CopyError::Send)?);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if size == 0 || is_the_kernels(file.as_fd()) {
+            return self.unsized_file(&stat, path, content);
+        }
         self.plain(&stat, path, Kind::File(size))?;
-        let mut file = File::from(file.try_clone().map_err(CopyError::Send)?);
-        match self.to.content(&mut file, size) {
+        self.content(&mut content, size, path)
+    }
+
+    /// A file that may have more or less in it than it says, such as one of `/proc`: it is read to its end first.
+    fn unsized_file(&mut self, stat: &Stat, path: &[u8], content: File) -> Result<(), CopyError> {
+        let mut bytes = Vec::new();
+        let read = content.take(MOST_UNSIZED.saturating_add(1)).read_to_end(&mut bytes);
+        read.map_err(|source| CopyError::File { operation: "read", path: shown(path), source })?;
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if size > MOST_UNSIZED {
+            return Err(CopyError::Endless(shown(path)));
+        }
+        self.plain(stat, path, Kind::File(size))?;
+        self.content(&mut bytes.as_slice(), size, path)
+    }
+
+    fn content(&mut self, from: &mut impl Read, size: u64, path: &[u8]) -> Result<(), CopyError> {
+        match self.to.content(from, size) {
             Ok(true) => Ok(()),
             Ok(false) => Err(CopyError::Shrunk(shown(path))),
             Err(source) => Err(CopyError::Send(source)),

@@ -19,7 +19,7 @@ use crate::keeper::{Ended, Keeper};
 use crate::sandbox::roster::Entry;
 use crate::spec::{Definition, Isolation, Moment, Moments, MountSource, SandboxId};
 use crate::sys::clock::{monotonic_ns, realtime_ns};
-use crate::volume::{Volumes, Wanted};
+use crate::volume::{VolumeError, Volumes, Wanted};
 
 /// What can be wrong with the options of `run` and `create` beside their meaning.
 #[derive(Debug, thiserror::Error)]
@@ -114,9 +114,9 @@ fn defined(context: &Context, args: &RunArgs, definition: Definition, at_work: b
     // In this order: what is on the roster is cleared by the next command, whatever happens to this one.
     let filled = added.map_err(run_failed).and_then(|entry| match volumes(&entry.definition) {
         Ok(()) => Ok(entry),
-        Err(failure) => {
+        Err(error) => {
             let _ = entry.remove_with_volumes();
-            Err(failure)
+            Err(run_failed(error))
         }
     });
     let written = filled.and_then(|entry| {
@@ -221,13 +221,13 @@ fn definition(context: &Context, args: &RunArgs, image: &Image) -> Result<Defini
     Ok(Definition { store: Some(store), ..definition })
 }
 
-/// Makes the volumes of a sandbox that are not there.
-fn volumes(definition: &Definition) -> Result<(), Failure> {
+/// Makes the volumes of a sandbox that are not there: all of a new one's, and those that a `create` that was killed did not come to make.
+pub(super) fn volumes(definition: &Definition) -> Result<(), VolumeError> {
     let Some(store) = &definition.store else { return Ok(()) };
     for mount in &definition.spec.mounts {
         if let MountSource::Volume { name, anonymous, .. } = &mount.source {
             let wanted = Wanted { anonymous: *anonymous, ..Wanted::default() };
-            Volumes::of(store).create(name, &wanted).map_err(run_failed)?;
+            Volumes::of(store).create(name, &wanted)?;
         }
     }
     Ok(())
