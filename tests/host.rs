@@ -35,6 +35,8 @@ mod net_device;
 mod bad_ends;
 #[path = "host/bad_input.rs"]
 mod bad_input;
+#[path = "host/bridge.rs"]
+mod bridge;
 #[path = "conformance/mod.rs"]
 mod conformance;
 #[path = "host/copy.rs"]
@@ -68,6 +70,7 @@ mod volumes;
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
     bad_input::CASES,
+    bridge::CASES,
     copy::CASES,
     devices::CASES,
     health::CASES,

@@ -1,8 +1,9 @@
 //! Files in `/etc` that a sandbox gets from us, the same in both isolations.
 
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use super::bridge::RESOLVER;
 use super::{HostNetwork, Plan};
 use crate::spec::{HostAddress, NetworkMode, NetworkSpec};
 
@@ -15,8 +16,14 @@ pub struct Files {
     pub resolv_conf: String,
 }
 
-/// The files of a sandbox with this host name. `plan` is there if its network is a user-mode one.
-pub fn files(hostname: &str, spec: &NetworkSpec, plan: Option<&Plan>, host: &HostNetwork) -> Files {
+/// The files of a sandbox with this host name. `plan` is there if its network is a user-mode one; `shared` is its address in the network that it
+/// shares with others.
+pub fn files(
+    hostname: &str,
+    spec: &NetworkSpec,
+    (plan, shared): (Option<&Plan>, Option<Ipv4Addr>),
+    host: &HostNetwork,
+) -> Files {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     match (spec.mode, plan) {
         (NetworkMode::Host, _) => Files {
@@ -27,10 +34,17 @@ pub fn files(hostname: &str, spec: &NetworkSpec, plan: Option<&Plan>, host: &Hos
                 resolv_conf(&spec.dns, &host.search)
             },
         },
-        (_, Some(plan)) => Files {
-            hosts: with_lines(hosts(hostname, &plan.addresses()), &spec.hosts, &plan.gateways()),
-            resolv_conf: resolv_conf(&plan.resolvers, &host.search),
-        },
+        (_, Some(plan)) => {
+            // Its own name is what the others know it by.
+            let own = shared.map_or_else(|| plan.addresses(), |address| vec![address.into()]);
+            let resolvers = shared.map(|_| RESOLVER.into()).into_iter().chain(plan.resolvers.iter().copied());
+            let mut resolv_conf = resolv_conf(&resolvers.collect::<Vec<_>>(), &host.search);
+            if shared.is_some() {
+                // A member's name is asked for as it is before the search domains are tried, as in Docker's networks.
+                resolv_conf.push_str("options ndots:0\n");
+            }
+            Files { hosts: with_lines(hosts(hostname, &own), &spec.hosts, &plan.gateways()), resolv_conf }
+        }
         // Without a network its own name is itself, and nobody is to be asked.
         (_, None) => Files {
             hosts: with_lines(hosts(hostname, &[IpAddr::from([127, 0, 0, 1])]), &spec.hosts, &[]),
@@ -90,7 +104,7 @@ mod tests {
             hosts: vec![("db".into(), HostAddress::Ip([192, 0, 2, 7].into()))],
             ..NetworkSpec::default()
         };
-        let files = files("box", &spec, None, &HostNetwork::default());
+        let files = files("box", &spec, (None, None), &HostNetwork::default());
         assert!(files.hosts.ends_with("127.0.0.1\tbox\n192.0.2.7\tdb\n"), "{}", files.hosts);
         assert!(files.resolv_conf.starts_with('#'));
     }
@@ -109,7 +123,11 @@ mod tests {
             ..NetworkSpec::default()
         };
         let plan = Plan::new(&spec, &host).unwrap();
-        let files = files("box", &spec, Some(&plan), &host);
+        let shared = files("box", &spec, (Some(&plan), Some([198, 19, 0, 2].into())), &host);
+        assert!(shared.hosts.contains("198.19.0.2\tbox\n") && !shared.hosts.contains("10.0.2.15"), "{}", shared.hosts);
+        let servers = "search example.org\nnameserver 198.19.0.1\nnameserver 192.0.2.53\noptions ndots:0\n";
+        assert_eq!(shared.resolv_conf, servers);
+        let files = files("box", &spec, (Some(&plan), None), &host);
         assert!(
             files.hosts.contains("10.0.2.15\tbox\n") && files.hosts.contains("fd64:7570:6c78::15\tbox\n"),
             "{}",

@@ -1,11 +1,12 @@
-//! Networks on the host's side: what a sandbox's user-mode network is, the process that makes its connections, and the files in `/etc`
-//! that tell of it. Knows no engine.
+//! Networks on the host's side: what a sandbox's user-mode network is, the process that makes its connections, the networks that sandboxes
+//! share, and the files in `/etc` that tell of both. Knows no engine.
 //!
 //! ```text
 //! NetworkSpec + HostNetwork --> Plan --> arguments of passt (microVM) or pasta (container) --> Helper, in a cgroup with closed addresses
 //!                                  \--> addresses for the guest's agent, /etc/hosts, /etc/resolv.conf
 //! ```
 
+pub mod bridge;
 mod files;
 mod helper;
 mod host;

@@ -114,7 +114,13 @@ impl Plan {
             let unnamed = everywhere().filter(move |_| port.address.is_none());
             named.chain(unnamed).map(move |address| Publish { address: Some(address), ..port })
         };
-        Attachment { addresses, gateways, mac: Some(MAC), ports: self.publish.iter().flat_map(bound).collect() }
+        Attachment {
+            addresses,
+            gateways,
+            mac: Some(MAC),
+            ports: self.publish.iter().flat_map(bound).collect(),
+            bridge: None,
+        }
     }
 
     /// Arguments of passt, which has inherited its end of the wire and of the pipe that tells of its readiness.

@@ -21,6 +21,7 @@ use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Std
 use crate::container::enter::EnterError;
 use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
 use crate::container::orders::{NetworkSource, Orders};
+use crate::net::bridge::BridgeError;
 use crate::net::{NetError, PASTA};
 use crate::spec::{
     Attachment, Exit, Installation, Isolation, Moment, Moments, MountSource, NetworkMode, Outcome, SandboxId,
@@ -79,6 +80,8 @@ enum ContainerError {
     #[error(transparent)]
     Network(#[from] NetError),
     #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error("Cannot open /dev/null")]
     Null(#[source] io::Error),
@@ -119,7 +122,7 @@ impl ContainerBackend {
         }
         let mut descriptors = self.open_mounts(spec)?;
         descriptors.extend(self.open_pieces(spec)?);
-        let (briefing, mut network) = network::plan(spec, PASTA)?;
+        let (mut briefing, mut network) = network::plan(spec, PASTA)?;
         let mut moments = Moments::default();
         moments.note(Moment::ImageReady, monotonic_ns());
         let slot = Shelf::open(&self.state)?.reserve(spec)?;
@@ -127,6 +130,7 @@ impl ContainerBackend {
         if self.runtime.is_none() {
             cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
         }
+        network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.state, &mut briefing))?;
         let orders = Orders {
             spec: spec.clone(),
             folder: slot.path().to_owned(),
@@ -212,6 +216,7 @@ impl ContainerBackend {
 fn start_network(network: &mut UserNetwork, spec: &SandboxSpec) -> Result<(OwnedFd, OwnedFd), ContainerError> {
     network.create(spec)?;
     let namespace = OwnedNamespace::make().map_err(NetError::Namespace)?;
+    network.pair(&namespace)?;
     let helper = network.start_pasta(&namespace)?;
     Ok((namespace.network, helper))
 }

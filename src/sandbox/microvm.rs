@@ -35,7 +35,7 @@ use self::board::Board;
 use self::course::{Course, End};
 use self::inside::MicroVmInside;
 use self::life::Life;
-use self::machine::{Ends, Machine};
+use self::machine::{Ends, Machine, Wires};
 use self::monitor::{Monitor, Reach};
 use self::streams::Pumps;
 use super::agent::{AgentError, Client, Voice};
@@ -43,6 +43,7 @@ use super::cgroup::{Cgroup, CgroupError};
 use super::network::{self, Briefing, UserNetwork};
 use super::shelf::{Shelf, ShelfError, Slot};
 use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio};
+use crate::net::bridge::BridgeError;
 use crate::net::{self, NetError, PASST};
 use crate::spec::{
     Attachment, Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId,
@@ -139,6 +140,9 @@ pub enum MicroVmError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetError),
+    /// A network that it shares with others.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
     /// A machine has a kernel, and with it a network, of its own.
     #[error("A microVM cannot have the host's network: use --net user with -p, or --isolation container")]
     HostNetwork,
@@ -225,11 +229,15 @@ impl MicroVmBackend {
             return Err(MicroVmError::HostNetwork);
         }
         let root = self.images.root_disk(&spec.image).map_err(MicroVmError::Image)?;
-        let (briefing, network) = network::plan(spec, PASST)?;
+        let (mut briefing, mut network) = network::plan(spec, PASST)?;
         let wire = network.is_some().then(net::wire).transpose()?;
         let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
         let volumes = mounts::attach(&self.installation, spec)?;
-        let (machine, ends) = machine::build(spec, &self.installation, &root, ours, &volumes)?;
+        // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
+        let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
+        network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.installation.state, &mut briefing))?;
+        let bridge = network.as_ref().map_or(Ok(None), UserNetwork::tap)?;
+        let (machine, ends) = machine::build(spec, &self.installation, &root, Wires { user: ours, bridge }, &volumes)?;
         drop(volumes);
         let monitor = self.installation.monitor.clone();
         let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
@@ -237,8 +245,6 @@ impl MicroVmBackend {
         let agent = Client::new(agent)?;
         let voice = agent.voice();
         let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor, briefing, wire };
-        // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
-        let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         let inside = Arc::new(MicroVmInside {
             id: spec.id.clone(),
             hostname: spec.hostname.clone(),
@@ -250,7 +256,6 @@ impl MicroVmBackend {
                 .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
         });
-        let mut network = network;
         network.as_mut().map_or(Ok(()), |network| network.create(spec))?;
         Ok(MicroVm {
             network,

@@ -5,13 +5,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-use rustix::fs::{FlockOperation, flock};
+use std::time::Duration;
 
 use super::grip::is_held;
 use super::shelf::{ShelfError, failed};
 use crate::spec::SandboxId;
+use crate::sys::locks;
 
 /// Longest name of a sandbox, in bytes.
 pub(super) const NAME_MAX: usize = 128;
@@ -115,20 +114,17 @@ impl Names {
         self.state.join("roster").join(id.as_str()).exists()
     }
 
+    /// All names with who has or had them.
+    pub(super) fn all(&self) -> Vec<(String, SandboxId)> {
+        let entries = fs::read_dir(self.state.join("names")).into_iter().flatten().flatten();
+        entries.filter_map(|e| Some((e.file_name().into_string().ok()?, self.target(&e.path())?))).collect()
+    }
+
     fn lock(&self) -> Result<File, ShelfError> {
         let path = self.state.join("names/.lock");
         let opened = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = opened.map_err(|e| failed("open", &path, e))?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(e) => return Err(failed("lock", &path, e.into())),
-            }
-        }
+        locks::exclusive(file, PATIENCE).map_err(|e| failed("lock", &path, e))
     }
 }
 

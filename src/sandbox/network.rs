@@ -1,14 +1,20 @@
-//! One sandbox's user-mode network: its plan, the cgroup of its own, and the process in it. The same for both engines.
+//! One sandbox's network: the plan of its user-mode network, the cgroup of its own and the process in it, and its place in a network that it
+//! shares with others. The same for both engines.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 
 use duplex_wire::Network;
 
 use super::cgroup::{Cgroup, CgroupError};
+use super::names::Names;
+use crate::net::bridge::{BridgeError, Bridges, Directory, Responder, Seat};
 use crate::net::{Files, Helper, HostNetwork, NetError, Plan, files};
-use crate::spec::{Attachment, Limits, NetworkMode, SandboxSpec};
+use crate::spec::{Attachment, BridgeAttachment, BridgeName, Limits, NetworkMode, SandboxSpec};
 use crate::sys::netns::OwnedNamespace;
 
 /// What a sandbox is told of its network.
@@ -16,16 +22,19 @@ use crate::sys::netns::OwnedNamespace;
 pub(super) struct Briefing {
     /// `/etc/hosts` and `/etc/resolv.conf`.
     pub(super) files: Files,
-    /// The interface that a guest's agent configures.
-    pub(super) guest: Option<Network>,
+    /// The interfaces that a guest's agent configures.
+    pub(super) guest: Vec<Network>,
 }
 
-/// A user-mode network.
+/// A user-mode network, and a place in a shared one beside it.
 #[derive(Debug)]
 pub(super) struct UserNetwork {
     plan: Plan,
+    host: HostNetwork,
     cgroup: Option<Cgroup>,
     helper: Option<Helper>,
+    seat: Option<Seat>,
+    responder: Option<Responder>,
 }
 
 /// What the spec asks for, before anything of it is made. `program` makes the connections of this engine's sandboxes.
@@ -33,9 +42,10 @@ pub(super) fn plan(spec: &SandboxSpec, program: &'static str) -> Result<(Briefin
     let host = if spec.network.mode == NetworkMode::None { HostNetwork::default() } else { HostNetwork::look() };
     let user = spec.network.mode == NetworkMode::User;
     let plan = user.then(|| Helper::find(program).and_then(|_| Plan::new(&spec.network, &host))).transpose()?;
-    let files = files(&spec.hostname, &spec.network, plan.as_ref(), &host);
-    let guest = plan.as_ref().map(Plan::guest);
-    Ok((Briefing { files, guest }, plan.map(|plan| UserNetwork { plan, cgroup: None, helper: None })))
+    let files = files(&spec.hostname, &spec.network, (plan.as_ref(), None), &host);
+    let guest = plan.iter().map(Plan::guest).collect();
+    let network = plan.map(|plan| UserNetwork { plan, host, cgroup: None, helper: None, seat: None, responder: None });
+    Ok((Briefing { files, guest }, network))
 }
 
 impl UserNetwork {
@@ -44,6 +54,36 @@ impl UserNetwork {
         self.cgroup =
             Some(Cgroup::create_for_network(&spec.id, &Limits { cpus: spec.limits.cpus, ..Limits::default() })?);
         Ok(())
+    }
+
+    /// Takes its place in the shared network, if the spec names one, and tells of it. Its shelf folder must be there: the shelf gives the place up.
+    pub(super) fn join(
+        &mut self,
+        spec: &SandboxSpec,
+        state: &Path,
+        briefing: &mut Briefing,
+    ) -> Result<(), BridgeError> {
+        let Some(name) = &spec.network.bridge else { return Ok(()) };
+        let bridges = Bridges::of(state);
+        let seat = bridges.join(name, &spec.id)?;
+        let shared = Some(seat.attachment().address);
+        briefing.files = files(&spec.hostname, &spec.network, (Some(&self.plan), shared), &self.host);
+        briefing.guest.push(seat.guest());
+        let members = Members { bridges, network: name.clone(), names: Names::of(state) };
+        self.responder = Some(seat.answer(Arc::new(members))?);
+        self.seat = Some(seat);
+        Ok(())
+    }
+
+    /// The tap interface of its place in the shared network, and where that is.
+    pub(super) fn tap(&self) -> Result<Option<(OwnedFd, BridgeAttachment)>, BridgeError> {
+        let made = |seat: &Seat| Ok((seat.tap()?, seat.attachment().clone()));
+        self.seat.as_ref().map(made).transpose()
+    }
+
+    /// Connects a container's namespace to its place in the shared network.
+    pub(super) fn pair(&self, namespace: &OwnedNamespace) -> Result<(), BridgeError> {
+        self.seat.as_ref().map_or(Ok(()), |seat| seat.pair(namespace.network.as_fd()))
     }
 
     /// Starts passt at this end of the machine's wire. It gets ready while the machine boots.
@@ -74,7 +114,8 @@ impl UserNetwork {
 
     /// How the sandbox is connected by it.
     pub(super) fn attachment(&self) -> Attachment {
-        self.plan.attachment()
+        let bridge = self.seat.as_ref().map(|seat| seat.attachment().clone());
+        Attachment { bridge, ..self.plan.attachment() }
     }
 
     /// A sentence if it was gone before its sandbox was.
@@ -82,8 +123,31 @@ impl UserNetwork {
         self.helper.as_ref().and_then(Helper::failure)
     }
 
-    /// Ends it. Its cgroup goes with the shelf's folder.
+    /// Ends it. Its cgroup, and its place in the shared network, go with the shelf's folder.
     pub(super) fn end(&mut self) {
-        self.helper = None;
+        (self.helper, self.responder) = (None, None);
+    }
+}
+
+/// The members of a shared network by the names that they have at the moment.
+struct Members {
+    bridges: Bridges,
+    network: BridgeName,
+    names: Names,
+}
+
+impl Directory for Members {
+    fn address(&self, name: &str) -> Option<Ipv4Addr> {
+        let members = self.bridges.members(&self.network);
+        // Names of the DNS know no case.
+        let named = |text: &str| text.eq_ignore_ascii_case(name);
+        let ids: Vec<_> = self.names.all().into_iter().filter(|(text, _)| named(text)).map(|(_, id)| id).collect();
+        members.into_iter().find(|(_, id)| named(id.as_str()) || ids.contains(id)).map(|(address, _)| address)
+    }
+
+    fn name(&self, address: Ipv4Addr) -> Option<String> {
+        let (_, id) = self.bridges.members(&self.network).into_iter().find(|(member, _)| *member == address)?;
+        let named = self.names.all().into_iter().find(|(_, holder)| *holder == id).map(|(name, _)| name);
+        Some(named.unwrap_or_else(|| id.to_string()))
     }
 }

@@ -5,6 +5,7 @@
 //! STATE/<id>/record.json   what the sandbox is, written before any other resource is made
 //! STATE/<id>/...           the engines' own files
 //! STATE/names/<name>       a symbolic link to the id that has the name (`names`)
+//! STATE/networks/<name>/   a network that sandboxes share (`net::bridge`)
 //! STATE/roster/<id>/       what stays of a sandbox when it has ended (`roster`)
 //! STATE/new-*              a folder that is not complete yet: nothing exists but itself
 //! ```
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{Cgroup, CgroupError};
 use super::grip::{self, Grip, is_held, try_lock};
 use super::names::{self, NAME_MAX, Names};
+use crate::net::bridge::{BridgeError, Bridges};
 use crate::spec::{IdError, Isolation, SandboxId, SandboxSpec};
 
 /// Version of [`Record`] on disk.
@@ -100,6 +102,9 @@ pub enum ShelfError {
         /// Who has it.
         holder: String,
     },
+    /// A network that it shares with others.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
     /// Not a name.
     #[error(
         "'{0}' is not a name: letters, digits, '_', '.' and '-', at most {NAME_MAX}, the first one a letter or digit"
@@ -280,10 +285,12 @@ impl Slot {
 
     fn clear(&mut self) -> Result<(), ShelfError> {
         let cgroup = Cgroup::of(&self.id).remove().and(Cgroup::of_network(&self.id).remove());
+        let left = Bridges::of(&self.shelf.folder).leave(&self.id);
         unmount_below(&self.path)?;
         let files = remove_files(&self.path);
         cgroup.map_err(|source| ShelfError::Cgroup { id: self.id.clone(), source })?;
         files?;
+        left?;
         if let Some(name) = &self.name {
             let names = Names::of(&self.shelf.folder);
             if !names.on_roster(&self.id) {

@@ -35,8 +35,8 @@ pub struct MachineSpec {
     pub vsock: Option<VsockSpec>,
     /// Where the virtio console's output goes; no console device if `None`.
     pub console: Option<SpecFd>,
-    /// The network device, absent if `None`.
-    pub net: Option<NetDeviceSpec>,
+    /// The network devices, in the order in which the guest names them (`eth0`, ...). At most 2.
+    pub nets: Vec<NetDeviceSpec>,
     /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
     pub control: SpecFd,
 }

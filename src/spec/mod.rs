@@ -23,7 +23,10 @@ pub use machine::{
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
 pub use mounts::{MountSource, MountSpec};
-pub use network::{Attachment, HostAddress, MOST_PUBLISHED, NetworkError, NetworkMode, NetworkSpec, Protocol, Publish};
+pub use network::{
+    Attachment, BridgeAttachment, BridgeName, HostAddress, MOST_PUBLISHED, NetworkChoice, NetworkError, NetworkMode,
+    NetworkSpec, Protocol, Publish,
+};
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use process::{Transfer, Wanted};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};

@@ -1,7 +1,7 @@
 //! A sandbox's network: what it reaches, and what reaches it, in Docker's notation.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,76 @@ pub struct NetworkSpec {
     pub dns: Vec<IpAddr>,
     /// Further lines of `/etc/hosts`: name and address.
     pub hosts: Vec<(String, HostAddress)>,
+    /// The network that it shares with others, beside a user-mode one of its own.
+    pub bridge: Option<BridgeName>,
+}
+
+/// Name of a network that sandboxes of this host share.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BridgeName(String);
+
+impl BridgeName {
+    /// Longest, in bytes.
+    pub const MOST: usize = 64;
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BridgeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<BridgeName> for String {
+    fn from(name: BridgeName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for BridgeName {
+    type Error = NetworkError;
+
+    fn try_from(text: String) -> Result<Self, NetworkError> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        let good = text.len() <= Self::MOST
+            && text.bytes().all(allowed)
+            && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if good { Ok(Self(text)) } else { Err(NetworkError::Bridge(text)) }
+    }
+}
+
+/// What `--net` names: a kind, and for `bridge:NAME` the network to share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkChoice {
+    /// The kind.
+    pub mode: NetworkMode,
+    /// The shared network.
+    pub bridge: Option<BridgeName>,
+}
+
+impl FromStr for NetworkChoice {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        match text.strip_prefix("bridge:") {
+            Some(name) => Ok(Self { mode: NetworkMode::User, bridge: Some(name.to_owned().try_into()?) }),
+            None => Ok(Self { mode: text.parse()?, bridge: None }),
+        }
+    }
+}
+
+impl fmt::Display for NetworkChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.bridge {
+            Some(name) => write!(f, "bridge:{name}"),
+            None => self.mode.fmt(f),
+        }
+    }
 }
 
 /// Kind of network.
@@ -60,6 +130,22 @@ pub struct Attachment {
     pub mac: Option<[u8; 6]>,
     /// Its published ports as they are bound: each names its address, none has the host's port 0.
     pub ports: Vec<Publish>,
+    /// Where it is in the network that it shares with others.
+    #[serde(default)]
+    pub bridge: Option<BridgeAttachment>,
+}
+
+/// One sandbox's place in a network that it shares with others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeAttachment {
+    /// The network.
+    pub name: BridgeName,
+    /// Its address there.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix.
+    pub prefix: u8,
+    /// Hardware address of its interface there.
+    pub mac: [u8; 6],
 }
 
 /// A transport protocol.
@@ -95,8 +181,14 @@ impl fmt::Display for HostAddress {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NetworkError {
     /// An unknown kind.
-    #[error("Network '{0}' is none of 'none', 'user' and 'host'")]
+    #[error("Network '{0}' is none of 'none', 'user', 'host' and 'bridge:NAME'")]
     Mode(String),
+    /// No name of a shared network.
+    #[error(
+        "'{0}' is no name of a network: it begins with a letter or digit and has at most {most} letters, digits, '_', '.' and '-'",
+        most = BridgeName::MOST
+    )]
+    Bridge(String),
     /// Not a published port.
     #[error(
         "Port '{0}' is not [ADDRESS:][HOST:]GUEST[/tcp|/udp], such as 8080:80, 127.0.0.1:8000-8009:8000-8009 or 53:53/udp"
@@ -250,6 +342,22 @@ mod tests {
             assert_eq!(Publish::parse(bad), Err(NetworkError::Publish(bad.to_owned())), "{bad}");
         }
         assert_eq!(Publish::parse("80-81:80"), Err(NetworkError::Ranges("80-81:80".into())));
+    }
+
+    #[test]
+    fn a_shared_network_has_a_name_that_is_one_path_component() {
+        let choice: NetworkChoice = "bridge:app-1.x".parse().unwrap();
+        assert_eq!((choice.mode, choice.to_string().as_str()), (NetworkMode::User, "bridge:app-1.x"));
+        assert_eq!("none".parse(), Ok(NetworkChoice { mode: NetworkMode::None, bridge: None }));
+        for bad in ["", "..", ".lock", "a/b", "a b", &"a".repeat(65)] {
+            assert_eq!(
+                format!("bridge:{bad}").parse::<NetworkChoice>(),
+                Err(NetworkError::Bridge(bad.to_owned())),
+                "{bad}"
+            );
+        }
+        assert_eq!("bridge".parse::<NetworkChoice>(), Err(NetworkError::Mode("bridge".into())));
+        assert!(serde_json::from_str::<BridgeName>("\"../x\"").is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod fd;
 #[cfg(feature = "cli")]
 pub mod kvm_page;
 pub mod landlock;
+pub mod locks;
 pub mod loopback;
 pub mod loops;
 pub mod mounts;

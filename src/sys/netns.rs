@@ -1,9 +1,10 @@
-//! A network namespace that belongs to nobody: its user namespace's owner is the user 65534, so that a process of that user, and only one
-//! with no rights on the host, configures it.
+//! Network namespaces. A sandbox's own belongs to nobody: its user namespace's owner is the user 65534, so that a process of that user, and
+//! only one with no rights on the host, configures it. One that sandboxes share belongs to root and is kept by a mount.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
@@ -11,6 +12,9 @@ use super::birth::give_birth;
 
 /// The user and group `nobody`.
 const NOBODY: libc::uid_t = 65534;
+
+/// File system of namespaces (linux/magic.h).
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// The namespaces, by descriptors that keep them.
 #[derive(Debug)]
@@ -48,6 +52,47 @@ impl OwnedNamespace {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
         Ok(Self { user: open("user")?, network: open("net")? })
     }
+}
+
+/// What a thread of its own does in this network namespace. Sockets and tap interfaces that it makes stay there.
+///
+/// # Errors
+/// `EPERM` without the right to enter it, else what the kernel says.
+pub fn within<T: Send>(network: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    in_thread(|| {
+        rustix::thread::move_into_link_name_space(network, kind)?;
+        work()
+    })
+}
+
+/// A new network namespace that lives as long as it is mounted on `place`, an empty file; mounted when `work` is done in it.
+///
+/// # Errors
+/// What the kernel says; there is no namespace then.
+pub fn make_at<T: Send>(place: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    in_thread(|| {
+        // SAFETY: a new network namespace takes nothing away that other threads rely on: it is this thread's alone.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        let made = work()?;
+        rustix::mount::mount_bind("/proc/thread-self/ns/net", place)?;
+        Ok(made)
+    })
+}
+
+/// The network namespace that is mounted on `place`; `None` if none is.
+pub fn mounted_at(place: &Path) -> Option<OwnedFd> {
+    let file = File::open(place).ok()?;
+    let kind = rustix::fs::fstatfs(&file).ok()?.f_type;
+    (kind == NSFS_MAGIC).then(|| file.into())
+}
+
+/// A thread that changes its namespaces is not used again.
+fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("The thread in a network namespace has panicked")))
+    })
 }
 
 /// Only system calls here: other threads of the parent may have held any lock at this child's birth.

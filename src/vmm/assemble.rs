@@ -28,6 +28,8 @@ use crate::sys::fd;
 pub const MOST_VCPUS: u8 = 8;
 /// Most disks.
 pub const MOST_DISKS: usize = 8;
+/// Most network devices.
+pub const MOST_NETS: usize = 2;
 
 /// Why a machine was not made.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,9 @@ pub enum AssembleError {
     /// Too many disks.
     #[error("A machine has at most {MOST_DISKS} disks, not {0}")]
     Disks(usize),
+    /// Too many network devices.
+    #[error("A machine has at most {MOST_NETS} network devices, not {0}")]
+    Nets(usize),
     /// A context id that belongs to somebody else.
     #[error("The guest's context id must be 3 or more and fit 32 bits, not {0}")]
     Cid(u64),
@@ -181,9 +186,12 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
     if spec.disks.len() > MOST_DISKS {
         return Err(AssembleError::Disks(spec.disks.len()));
     }
+    if spec.nets.len() > MOST_NETS {
+        return Err(AssembleError::Nets(spec.nets.len()));
+    }
     match &spec.vsock {
         Some(vsock) if vsock.cid < 3 || vsock.cid >= u64::from(u32::MAX) => Err(AssembleError::Cid(vsock.cid)),
-        _ => spec.net.as_ref().map_or(Ok(()), check_net),
+        _ => spec.nets.iter().try_for_each(check_net),
     }
 }
 
@@ -239,8 +247,8 @@ impl Devices<'_> {
             let console = Console::new(self.inherited.get(console, "console")?, self.sources());
             self.list.push(Box::new(console));
         }
-        if let Some(net) = self.spec.net {
-            let net = self.net(&net)?;
+        for net in &self.spec.nets {
+            let net = self.net(net)?;
             self.list.push(Box::new(net));
         }
         Ok(())

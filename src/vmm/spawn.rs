@@ -79,7 +79,7 @@ mod tests {
             disks: vec![DiskSpec { extents: vec![extent], read_only: true }],
             vsock: Some(VsockSpec { cid: 3, streams: vec![VsockStream { port: 1024, fd: SpecFd(7) }] }),
             console: None,
-            net: Some(NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
+            nets: vec![NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
             control: SpecFd(8),
         }
     }

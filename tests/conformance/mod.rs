@@ -66,6 +66,7 @@ macro_rules! all_promises {
             network::ports_are_told,
             network::published_ports_reach_the_command,
             network::closed_addresses_are_closed,
+            network::members_of_a_network_find_each_other,
             network::neighbours_share_no_port
             $(, $module :: $promise)*
         )

@@ -128,6 +128,46 @@ pub(crate) fn closed_addresses_are_closed(stage: &Stage) -> Verdict {
     Ok(())
 }
 
+/// Two members of one network by name, id and address, a third one in another network, and the world beside it all.
+pub(crate) fn members_of_a_network_find_each_other(stage: &Stage) -> Verdict {
+    let beyond = Address::of([198, 18]);
+    names(beyond.0, Ipv4Addr::new(192, 0, 2, 99));
+    let member = |name: &str, network: &str, script: &str| {
+        let mut spec = user(stage, script);
+        (spec.name, spec.hostname) = (Some(name.to_owned()), name.to_owned());
+        spec.network.bridge = Some(network.to_owned().try_into().unwrap());
+        spec.network.dns = vec![beyond.0.into()];
+        spec
+    };
+    let serve = "printf '#!/bin/sh\necho from db\n' > /tmp/say; chmod 755 /tmp/say; nc -ll -p 7000 -e /tmp/say & sleep 1; echo ready; sleep 600";
+    let db = member("db", "app", serve);
+    let mut running = stage.start(&db);
+    running.stdout.until("ready");
+    let place = running.sandbox.network().unwrap().bridge.unwrap();
+    assert_eq!((place.name.as_str(), place.address, place.prefix), ("app", Ipv4Addr::new(198, 19, 0, 2), 22));
+    let ask = |name: &str| format!("nc -w 20 {name} 7000 </dev/null; ");
+    let look = |name: &str| format!("ping -c 1 -W 1 {name} | sed -n 's/^PING .* (\\([0-9.]*\\)).*/\\1/p'; ");
+    let script = [
+        &look("DB")[..],
+        &look(db.id.as_str()),
+        &look("somebody.example.org"),
+        &ask("198.19.0.2"),
+        "grep -w web /etc/hosts; ls /sys/class/net",
+    ];
+    let web = stage.run(&member("web", "app", &script.concat())).good();
+    let expected = ["198.19.0.2", "198.19.0.2", "192.0.2.99", "from db", "198.19.0.3\tweb", "eth0", "eth1", "lo"]
+        .map(str::to_owned);
+    assert_eq!(web.lines().collect::<Vec<_>>(), expected);
+    let script = format!("nc -w 3 198.19.0.2 7000 </dev/null; {} echo alone", look("db"));
+    let other = stage.run(&member("other", "elsewhere", &script)).good();
+    assert_eq!(other, "192.0.2.99\nalone\n", "another network is another one, and asks the world");
+    running.sandbox.remote().signal(9).unwrap();
+    running.finish();
+    let left = inventory(stage.state.path(), &[db.id.to_string()]);
+    assert!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
 pub(crate) fn neighbours_share_no_port(stage: &Stage) -> Verdict {
     let publish =
         Publish { address: Some(Ipv4Addr::LOCALHOST.into()), host: free_port(), guest: 80, protocol: Protocol::Tcp };

@@ -198,6 +198,7 @@ fn what_cannot_be_is_refused_in_words(place: &Place) {
             ),
             (vec!["--net", "none", "-p", "8080:80"], "of no use with --net none".to_owned()),
             (vec!["--net", "bridge"], "'bridge'".to_owned()),
+            (vec!["--net", "bridge:../up"], "'../up'".to_owned()),
         ] {
             let output = place.output(isolation, &flags, &["true"]);
             let text = String::from_utf8_lossy(&output.stderr);

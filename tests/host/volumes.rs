@@ -23,7 +23,7 @@ const NEEDS: &[Need] = &[
 const BOTH: [&str; 2] = ["container", "microvm"];
 
 /// The image of these cases.
-const IMAGE: &str = "box:1";
+pub(crate) const IMAGE: &str = "box:1";
 
 cases_with!(
     "volumes",
@@ -42,7 +42,7 @@ cases_with!(
 );
 
 /// A busybox with a folder that has content, and one that wants a volume.
-fn place() -> Place {
+pub(crate) fn place() -> Place {
     let mut place = Place::new();
     let archive = place.folder().join("image.tar");
     fs::write(&archive, archive_of_image()).unwrap();
@@ -75,8 +75,10 @@ fn archive_of_image() -> Vec<u8> {
         add(tar::EntryType::Directory, folder, 0o755, 0, b"");
     }
     add(tar::EntryType::Regular, "bin/busybox", 0o755, 0, &fs::read("/usr/bin/busybox").unwrap());
-    for applet in ["sh", "cat", "echo", "sleep", "stat", "sync", "ls", "touch", "dd", "rm", "tail", "readlink", "mount"]
-    {
+    for applet in [
+        "sh", "cat", "echo", "sleep", "stat", "sync", "ls", "touch", "dd", "rm", "tail", "readlink", "mount", "nc",
+        "chmod", "printf",
+    ] {
         add(tar::EntryType::Symlink, &format!("bin/{applet}"), 0o777, 0, b"busybox");
     }
     add(tar::EntryType::Directory, "seeded/", 0o2750, 1000, b"");

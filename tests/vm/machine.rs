@@ -209,13 +209,13 @@ impl Machine {
             disks,
             vsock: Some(VsockSpec { cid: 3, streams }),
             console: Some(pass(output)),
-            net: plan.net.map(|(wire, mtu)| {
+            nets: Vec::from_iter(plan.net.map(|(wire, mtu)| {
                 let backend = match wire {
                     Wire::Stream(socket) => NetBackend::Stream(pass(socket.into())),
                     Wire::Tap(tap) => NetBackend::Tap(pass(tap)),
                 };
                 NetDeviceSpec { backend, mac: MAC, mtu }
-            }),
+            })),
             control: pass(theirs),
         };
         let child = spawn(&spec, keep);

@@ -1,9 +1,8 @@
 //! The network device as a guest's own driver sees it, over a stream and over a tap.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
@@ -64,18 +63,11 @@ fn stream_ends() -> Verdict {
 
 /// A tap of a network namespace of its own (this thread's), with the host's address.
 fn tap(name: &str) -> OwnedFd {
-    let tun = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-    let mut request = [0_u8; 40];
-    request[..name.len()].copy_from_slice(name.as_bytes());
-    // IFF_TAP, IFF_NO_PI, IFF_VNET_HDR.
-    request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
-    // SAFETY: TUNSETIFF reads and writes one struct ifreq, 40 bytes.
-    let done = unsafe { libc::ioctl(tun.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    let tap = duplex::sys::tap::make(name).unwrap();
     for words in [&["addr", "add", "10.0.0.1/24", "dev", name][..], &["link", "set", name, "mtu", "1500", "up"]] {
         assert!(Command::new("ip").args(words).status().unwrap().success(), "ip {words:?}");
     }
-    tun.into()
+    tap
 }
 
 /// 8 MiB each way through the host's own TCP: it hands the guest long segments, and takes long segments from it.

@@ -61,7 +61,7 @@ fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
     boot::set_clock(start.realtime_ns)?;
     boot::set_hostname(&start.hostname)?;
     network::set_defaults()?;
-    start.network.as_ref().map_or(Ok(()), network::configure)?;
+    start.networks.iter().try_for_each(network::configure)?;
     workload.limit(start.pids)?;
     root::mount_image(&start.root)?;
     let volumes = mounts::mount(&start.mounts)?;

@@ -90,8 +90,8 @@ pub struct Start {
     pub tmpfs: Vec<Tmpfs>,
     /// Kernel parameters.
     pub sysctls: Vec<Sysctl>,
-    /// The network interface, if the machine has one.
-    pub network: Option<Network>,
+    /// The network interfaces that the machine has, loopback not counted.
+    pub networks: Vec<Network>,
     /// Volumes, in the order in which they are mounted.
     pub mounts: Vec<Mount>,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::HealthArgs;
-use crate::spec::{Cpus, Isolation, MemorySize, NetworkMode, Restart};
+use crate::spec::{Cpus, Isolation, MemorySize, NetworkChoice, Restart};
 
 /// Run an image as a microVM or as a container
 #[derive(Args, Clone, Debug)]
@@ -100,9 +100,9 @@ pub(crate) struct RunArgs {
     /// How much of it: max-size=SIZE of one file [default: 4m], max-file=N files [default: 3]
     #[arg(long, value_name = "NAME=VALUE")]
     pub log_opt: Vec<String>,
-    /// Network: user (connections by a process of this host's), none, or host (container)
+    /// Network: user (connections by a process of this host's), none, host (container), or bridge:NAME (also those of the same NAME)
     #[arg(long, visible_alias = "network", value_name = "KIND", default_value = "user")]
-    pub net: NetworkMode,
+    pub net: NetworkChoice,
     /// Hand a port of this host on: 8080:80, 127.0.0.1:53:53/udp, 8000-8009:8000-8009
     #[arg(short, long, value_name = "[ADDR:][HOST:]PORT[/udp]")]
     pub publish: Vec<String>,

@@ -2,10 +2,10 @@
 
 use super::MeaningError;
 use crate::cli::args::RunArgs;
-use crate::spec::{HostAddress, Isolation, MOST_PUBLISHED, NetworkMode, NetworkSpec, Publish};
+use crate::spec::{HostAddress, Isolation, MOST_PUBLISHED, NetworkChoice, NetworkMode, NetworkSpec, Publish};
 
 pub(super) fn network(args: &RunArgs) -> Result<NetworkSpec, MeaningError> {
-    let mode = args.net;
+    let NetworkChoice { mode, bridge } = args.net.clone();
     if mode == NetworkMode::Host && args.isolation == Isolation::MicroVm {
         return Err(MeaningError::HostNetwork);
     }
@@ -27,5 +27,5 @@ pub(super) fn network(args: &RunArgs) -> Result<NetworkSpec, MeaningError> {
     if let Some((option, _)) = useless.into_iter().find(|(_, useless)| *useless) {
         return Err(MeaningError::NoNetwork { option, mode });
     }
-    Ok(NetworkSpec { mode, publish, dns: args.dns.clone(), hosts })
+    Ok(NetworkSpec { mode, publish, dns: args.dns.clone(), hosts, bridge })
 }

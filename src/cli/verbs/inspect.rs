@@ -12,7 +12,7 @@ use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
-use crate::spec::{Healthcheck, Limits, MountSource, MountSpec, Status};
+use crate::spec::{Healthcheck, Limits, MountSource, MountSpec, NetworkChoice, Status};
 use crate::volume::Volumes;
 
 /// Docker's word for a moment that never was.
@@ -150,7 +150,7 @@ fn network_settings(seen: &Seen) -> Value {
     let attached = seen.standing.network.clone().unwrap_or_default();
     let address = |six: bool| attached.addresses.iter().find(|(address, _)| address.is_ipv6() == six);
     let gateway = |six: bool| attached.gateways.iter().find(|address| address.is_ipv6() == six);
-    let mac = attached.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    let written = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let endpoint = json!({
         "IPAddress": address(false).map(|(address, _)| address.to_string()).unwrap_or_default(),
         "IPPrefixLen": address(false).map_or(0, |(_, prefix)| *prefix),
@@ -158,11 +158,18 @@ fn network_settings(seen: &Seen) -> Value {
         "GlobalIPv6Address": address(true).map(|(address, _)| address.to_string()).unwrap_or_default(),
         "GlobalIPv6PrefixLen": address(true).map_or(0, |(_, prefix)| *prefix),
         "IPv6Gateway": gateway(true).map(ToString::to_string).unwrap_or_default(),
-        "MacAddress": mac.unwrap_or_default(),
+        "MacAddress": attached.mac.map(written).unwrap_or_default(),
     });
     let mut settings = endpoint.clone();
     settings["Ports"] = ports::map(&attached.ports);
     settings["Networks"] = json!({ seen.definition.spec.network.mode.to_string(): endpoint });
+    if let Some(shared) = &attached.bridge {
+        settings["Networks"][format!("bridge:{}", shared.name)] = json!({
+            "IPAddress": shared.address,
+            "IPPrefixLen": shared.prefix,
+            "MacAddress": written(shared.mac),
+        });
+    }
     settings
 }
 
@@ -179,7 +186,7 @@ fn host_config(seen: &Seen) -> Value {
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
         "CpuShares": cpu_shares.unwrap_or(0),
         "PidsLimit": pids,
-        "NetworkMode": network.mode,
+        "NetworkMode": NetworkChoice { mode: network.mode, bridge: network.bridge.clone() }.to_string(),
         "PortBindings": ports::map(&network.publish),
         "Dns": network.dns,
         "ExtraHosts": network.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect::<Vec<_>>(),

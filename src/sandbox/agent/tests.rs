@@ -16,7 +16,7 @@ fn start() -> Start {
         realtime_ns: 1,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
-        network: None,
+        networks: Vec::new(),
         mounts: Vec::new(),
     }
 }

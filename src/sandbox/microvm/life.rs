@@ -231,7 +231,7 @@ fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, Micro
         realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         tmpfs: spec.tmpfs.clone(),
         sysctls: spec.sysctls.clone(),
-        network: briefing.guest.clone(),
+        networks: briefing.guest.clone(),
         mounts: super::mounts::for_guest(spec),
     })
 }

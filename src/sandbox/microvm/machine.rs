@@ -12,10 +12,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::MicroVmError;
 use crate::image::RootDisk;
-use crate::net::{MAC, MTU};
+use crate::net::{MAC, MTU, bridge};
 use crate::spec::{
-    DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend, NetDeviceSpec,
-    SandboxSpec, SpecFd, VsockSpec, VsockStream,
+    BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend,
+    NetDeviceSpec, SandboxSpec, SpecFd, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 use crate::volume::Attached;
@@ -56,6 +56,29 @@ pub(super) struct Ends {
     pub(super) stderr: Option<UnixStream>,
 }
 
+/// What the machine's network devices are connected to.
+#[derive(Debug)]
+pub(super) struct Wires {
+    /// The wire of the user-mode network.
+    pub(super) user: Option<UnixStream>,
+    /// The tap in a shared network.
+    pub(super) bridge: Option<(OwnedFd, BridgeAttachment)>,
+}
+
+impl Wires {
+    /// Their devices: the guest's first interface is the first of them.
+    fn devices(self, fds: &mut Numbered) -> Result<Vec<NetDeviceSpec>, MicroVmError> {
+        let mut devices = Vec::new();
+        if let Some(wire) = self.user {
+            devices.push(NetDeviceSpec { backend: NetBackend::Stream(fds.add(wire)?), mac: MAC, mtu: MTU });
+        }
+        if let Some((tap, BridgeAttachment { mac, .. })) = self.bridge {
+            devices.push(NetDeviceSpec { backend: NetBackend::Tap(fds.add(tap)?), mac, mtu: bridge::MTU });
+        }
+        Ok(devices)
+    }
+}
+
 /// Descriptors in the order of their numbers in the monitor.
 #[derive(Default)]
 struct Numbered(Vec<OwnedFd>);
@@ -79,7 +102,7 @@ pub(super) fn build(
     spec: &SandboxSpec,
     installation: &Installation,
     root: &RootDisk,
-    net: Option<UnixStream>,
+    wires: Wires,
     volumes: &[(&MountSpec, Attached)],
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
@@ -99,9 +122,7 @@ pub(super) fn build(
     }
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
 
-    let wire = net.map(|wire| fds.add(wire)).transpose()?;
-    let net = wire.map(|wire| NetDeviceSpec { backend: NetBackend::Stream(wire), mac: MAC, mtu: MTU });
-
+    let nets = wires.devices(&mut fds)?;
     let mut streams = Vec::new();
     let agent = fds.add_stream(port::CONTROL, &mut streams)?;
     let stdin = spec.process.stdin.then(|| fds.add_stream(port::STDIN, &mut streams)).transpose()?;
@@ -121,7 +142,7 @@ pub(super) fn build(
         disks,
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
-        net,
+        nets,
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();

@@ -39,23 +39,25 @@ fn start() -> ToGuest {
         realtime_ns: 1 << 40,
         tmpfs: vec![Tmpfs { path: "/t".into(), options: "o".into(), exec: true, ..Tmpfs::default() }],
         sysctls: vec![Sysctl { name: "n".into(), value: "v".into() }],
-        network: Some(Network {
+        networks: vec![Network {
             interface: "e".into(),
             addresses: vec![([10, 0, 2, 15].into(), 24)],
             gateways: vec!["fe80::2".parse().unwrap()],
-        }),
+        }],
         mounts: vec![Mount { target: "/v".into(), disk: "vdb".into(), read_only: true, copy: false }],
     }))
 }
 
-/// Bytes of version 3, frozen. A change here needs a new `VERSION`.
+const CURRENT: u8 = VERSION.to_le_bytes()[0];
+
+/// Bytes of version 4, frozen. A change here needs a new `VERSION`.
 #[test]
-fn version_3_is_frozen() {
+fn version_4_is_frozen() {
     let to_guest = [
         (
             start(),
             concat!(
-                "7000000003000000",
+                "7000000004000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -82,18 +84,18 @@ fn version_3_is_frozen() {
                 "01022f76037664620100"
             ),
         ),
-        (ToGuest::Signal(15), "0200000003000000010f"),
-        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000030000000218ac02"),
+        (ToGuest::Signal(15), "0200000004000000010f"),
+        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000040000000218ac02"),
         (
             ToGuest::Open {
                 session: 300,
                 task: Box::new(Task::Run { process: ProcessSpec::default(), hostname: "h".into() }),
             },
-            "0f0000000300000003ac02000000000000000000000168",
+            "0f0000000400000003ac02000000000000000000000168",
         ),
         (
             ToGuest::Open { session: 1, task: Box::new(Task::Copy(Transfer::Out { path: "/x".into(), follow: true })) },
-            "080000000300000003010100022f7801",
+            "080000000400000003010100022f7801",
         ),
         (
             ToGuest::Open {
@@ -104,15 +106,15 @@ fn version_3_is_frozen() {
                     keep_owner: true,
                 })),
             },
-            "0a0000000300000003010101012f00010701",
+            "0a0000000400000003010101012f00010701",
         ),
-        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000003000000040109"),
-        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000300000005010203"),
-        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000003000000060700"),
-        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000003000000060701"),
+        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000004000000040109"),
+        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000400000005010203"),
+        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000004000000060700"),
+        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000004000000060701"),
         (
             ToGuest::Ask { number: 7, question: Question::Limit { memory_bytes: Some(1), pids: None } },
-            "0600000003000000060702010100",
+            "0600000004000000060702010100",
         ),
     ];
     for (message, golden) in to_guest {
@@ -123,32 +125,32 @@ fn version_3_is_frozen() {
 #[test]
 fn version_3_of_the_agents_words_is_frozen() {
     let to_host = [
-        (ToHost::Hello { agent: "0.1.0".into() }, "07000000030000000005302e312e30"),
-        (ToHost::Started, "010000000300000001"),
-        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000300000002000178"),
-        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000300000002010178"),
-        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000300000002020178"),
-        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000300000003002a00"),
-        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000300000003010901"),
-        (ToHost::Log { text: "ab".into() }, "040000000300000004026162"),
-        (ToHost::Opened { session: 5 }, "02000000030000000505"),
-        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000030000000605000178"),
-        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000300000007050003"),
-        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000300000008070002"),
-        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000030000000807010178"),
+        (ToHost::Hello { agent: "0.1.0".into() }, "07000000040000000005302e312e30"),
+        (ToHost::Started, "010000000400000001"),
+        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000400000002000178"),
+        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000400000002010178"),
+        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000400000002020178"),
+        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000400000003002a00"),
+        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000400000003010901"),
+        (ToHost::Log { text: "ab".into() }, "040000000400000004026162"),
+        (ToHost::Opened { session: 5 }, "02000000040000000505"),
+        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000040000000605000178"),
+        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000400000007050003"),
+        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000400000008070002"),
+        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000040000000807010178"),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Processes(vec![ProcessEntry { pid: 1, ..ProcessEntry::default() }])),
             },
-            "0c00000003000000080700000101000000000000",
+            "0c00000004000000080700000101000000000000",
         ),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Counters(Counters { pids: Some(2), ..Counters::default() })),
             },
-            "0d0000000300000008070001000000010200000000",
+            "0d0000000400000008070001000000010200000000",
         ),
     ];
     for (message, golden) in to_host {
@@ -158,7 +160,7 @@ fn version_3_of_the_agents_words_is_frozen() {
 
 #[test]
 fn the_version_is_known_before_the_message() {
-    assert_eq!(decode::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 4, 0, 9, 9]), Err(WireError::Version { theirs: 4 }));
+    assert_eq!(decode::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 9, 0, 9, 9]), Err(WireError::Version { theirs: 9 }));
     assert_eq!(decode::<ToHost>(&[0xff; 7]), Ok(None), "a header is not there before its last byte");
 }
 
@@ -166,7 +168,7 @@ fn the_version_is_known_before_the_message() {
 fn what_is_too_long_is_refused_at_the_header() {
     let header = |length: u32| {
         let mut bytes = length.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&[3, 0, 0, 0]);
+        bytes.extend_from_slice(&[CURRENT, 0, 0, 0]);
         bytes
     };
     assert_eq!(decode::<ToHost>(&header(262_144)), Ok(None));
@@ -179,11 +181,11 @@ fn what_is_too_long_is_refused_at_the_header() {
 
 #[test]
 fn a_frame_holds_exactly_one_message() {
-    assert_eq!(decode::<ToHost>(&[2, 0, 0, 0, 3, 0, 0, 0, 1, 1]), Err(WireError::Trailing { extra: 1 }));
-    assert!(matches!(decode::<ToHost>(&[0, 0, 0, 0, 3, 0, 0, 0]), Err(WireError::Content { length: 0, .. })));
-    assert!(matches!(decode::<ToHost>(&[1, 0, 0, 0, 3, 0, 0, 0, 99]), Err(WireError::Content { length: 1, .. })));
-    assert_eq!(decode::<ToHost>(&[1, 0, 0, 0, 3, 0, 0, 1, 1]), Err(WireError::Reserved));
-    let claims_a_huge_text = [6, 0, 0, 0, 3, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    assert_eq!(decode::<ToHost>(&[2, 0, 0, 0, CURRENT, 0, 0, 0, 1, 1]), Err(WireError::Trailing { extra: 1 }));
+    assert!(matches!(decode::<ToHost>(&[0, 0, 0, 0, CURRENT, 0, 0, 0]), Err(WireError::Content { length: 0, .. })));
+    assert!(matches!(decode::<ToHost>(&[1, 0, 0, 0, CURRENT, 0, 0, 0, 99]), Err(WireError::Content { length: 1, .. })));
+    assert_eq!(decode::<ToHost>(&[1, 0, 0, 0, CURRENT, 0, 0, 1, 1]), Err(WireError::Reserved));
+    let claims_a_huge_text = [6, 0, 0, 0, CURRENT, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff, 0x0f];
     assert!(matches!(decode::<ToHost>(&claims_a_huge_text), Err(WireError::Content { .. })));
 }
 
@@ -211,7 +213,7 @@ proptest! {
         if tidy && bytes.len() > HEADER {
             let length = u32::try_from(bytes.len() - HEADER).unwrap().to_le_bytes();
             bytes[..4].copy_from_slice(&length);
-            bytes[4..8].copy_from_slice(&[3, 0, 0, 0]);
+            bytes[4..8].copy_from_slice(&[CURRENT, 0, 0, 0]);
         }
         if let Ok(Some(message)) = decode::<ToHost>(&bytes) {
             prop_assert!(encode(&message).is_ok());
