@@ -63,6 +63,8 @@ mod real_input;
 mod registry;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
+#[path = "host/stats.rs"]
+mod stats;
 #[path = "host/volumes.rs"]
 mod volumes;
 
@@ -86,6 +88,7 @@ const ALL: &[&[runner::Case]] = &[
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,
+    stats::CASES,
     volumes::CASES,
 ];
 

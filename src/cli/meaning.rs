@@ -13,8 +13,8 @@ mod signal;
 use std::collections::BTreeMap;
 
 use crate::spec::{
-    Digest, Healthcheck, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, NetworkError, NetworkMode,
-    ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
+    Digest, Healthcheck, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, MemorySwap, NetworkError,
+    NetworkMode, ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
 };
 
 use super::args::{LimitArgs, RunArgs};
@@ -106,6 +106,19 @@ pub(super) enum MeaningError {
     /// Less memory than anything runs in.
     #[error("Memory of {0} is less than the least, 6 MiB")]
     Memory(MemorySize),
+    /// Swap without a limit of memory.
+    #[error("Option --memory-swap limits memory and swap together: name the limit of memory too (--memory)")]
+    SwapAlone,
+    /// Less of both than of one.
+    #[error(
+        "Memory and swap together ({total}) are less than memory alone ({memory}): --memory-swap is the sum of both"
+    )]
+    Swap {
+        /// Of both.
+        total: MemorySize,
+        /// Of memory.
+        memory: MemorySize,
+    },
     /// More processors than a microVM can have.
     #[error("A microVM has at most {MOST_VCPUS} CPUs, not {0}")]
     Vcpus(u32),
@@ -244,7 +257,17 @@ fn check_names(name: Option<&str>, hostname: &str) -> Result<(), MeaningError> {
 }
 
 fn limits(args: &RunArgs) -> Result<Limits, MeaningError> {
-    Ok(Limits::default().changed(&limit_change(&args.limits, args.isolation)?))
+    let limits = Limits::default().changed(&limit_change(&args.limits, args.isolation)?);
+    swap_fits(&limits).map(|()| limits)
+}
+
+/// Whether a limit of memory and swap together can be one, beside that of memory.
+pub(super) fn swap_fits(limits: &Limits) -> Result<(), MeaningError> {
+    match (limits.swap, limits.memory) {
+        (MemorySwap::Total(_), None) => Err(MeaningError::SwapAlone),
+        (MemorySwap::Total(total), Some(memory)) if total < memory => Err(MeaningError::Swap { total, memory }),
+        _ => Ok(()),
+    }
 }
 
 /// What these options change of a sandbox's limits.
@@ -264,7 +287,7 @@ pub(super) fn limit_change(args: &LimitArgs, isolation: Isolation) -> Result<Lim
         Some(n) => Some(u32::try_from(n).map_err(|_| MeaningError::Pids(n))?),
     };
     let cpu_shares = args.cpu_shares.map(|shares| if shares == 0 { 1024 } else { shares });
-    Ok(LimitChange { memory: args.memory, cpus: args.cpus, pids, cpu_shares })
+    Ok(LimitChange { memory: args.memory, swap: args.memory_swap, cpus: args.cpus, pids, cpu_shares })
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod place;
 mod ports;
 mod signals;
 mod streams;
+mod swap;
 mod template;
 mod terminal;
 mod time;

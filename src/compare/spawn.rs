@@ -94,7 +94,9 @@ impl Spawner {
         command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never"]);
         command.args(["--hostname", "duplex", "--net", "none"]);
         command.arg("--isolation").arg(arm.isolation.to_string());
-        command.arg("--memory").arg(self.plan.memory.0.to_string()).arg("--cpus").arg(self.plan.cpus.to_string());
+        // No swap on either side: a guest has none.
+        let memory = self.plan.memory.0.to_string();
+        command.args(["--memory", &memory, "--memory-swap", &memory]).arg("--cpus").arg(self.plan.cpus.to_string());
         command.arg("--trace").arg(self.trace_file());
         if let Some(kernel) = &arm.kernel {
             command.arg("--kernel").arg(kernel);

@@ -13,6 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::hub::{Attached, lock};
 use super::serve::{Shared, causes, put};
 use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
+use crate::sandbox::roster::Entry;
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
 use crate::spec::{Exit, LimitChange, Outcome, ProcessSpec, Restart, Status, Transfer};
 
@@ -64,8 +65,9 @@ impl Shared {
 
     /// Changes its limits, and notes them where the next start and `inspect` find them.
     pub(super) fn change_limits(&self, change: &LimitChange) -> Reply {
+        let limits = lock(&self.entry).as_ref().map(Entry::limits).unwrap_or_default();
         self.ask(|inside| {
-            inside.change(change)?;
+            inside.change(&limits.completed(change))?;
             let Some(entry) = &mut *lock(&self.entry) else { return Ok(Reply::Done) };
             entry.change_limits(change);
             // They hold; that the next start will not know them is to be told.

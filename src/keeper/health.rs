@@ -197,11 +197,11 @@ struct Done {
 impl Done {
     fn of(outcome: Result<Outcome, SandboxError>, output: String) -> Self {
         match outcome {
-            Ok(Outcome { reason: Some(reason), .. }) => Self { exit_code: -1, output: reason, killed: false },
+            Ok(Outcome { reason: Some(reason), .. }) => Self { exit_code: -1, output: bounded(reason), killed: false },
             Ok(Outcome { exit, .. }) => {
                 Self { exit_code: i32::from(exit.code()), output, killed: exit == Exit::Signal(SIGKILL) }
             }
-            Err(error) => Self { exit_code: -1, output: causes(&error).join(": "), killed: true },
+            Err(error) => Self { exit_code: -1, output: bounded(causes(&error).join(": ")), killed: true },
         }
     }
 }
@@ -238,6 +238,16 @@ fn run(
     }
     shared.change(|_| ());
     exec.wait()
+}
+
+/// A reason may name the command, which is as long as the image wants.
+fn bounded(mut text: String) -> String {
+    if text.len() > MOST_OUTPUT {
+        let end = (0..=MOST_OUTPUT).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        text.push_str("...");
+    }
+    text
 }
 
 /// What is written, to its end: the first bytes, and a sign that there were more.

@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::spec::{Counters, LimitChange, Limits, MIB, MemorySize, SandboxId, Usage};
+use crate::spec::{Counters, LimitChange, Limits, MIB, MemorySize, MemorySwap, SandboxId, Usage};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -137,7 +137,8 @@ impl Cgroup {
     pub fn create_for_network(id: &SandboxId, limits: &Limits) -> Result<Self, CgroupError> {
         let cgroup = Self::of_network(id);
         fs::DirBuilder::new().mode(0o755).create(&cgroup.path).map_err(|e| failed("make", &cgroup.path, e))?;
-        let limits = Limits { memory: Some(NETWORK_MEMORY), pids: Some(NETWORK_PROCESSES), ..*limits };
+        let (memory, pids) = (Some(NETWORK_MEMORY), Some(NETWORK_PROCESSES));
+        let limits = Limits { memory, pids, swap: MemorySwap::NONE, ..*limits };
         if let Err(error) = cgroup.limit(&limits) {
             let _ = fs::remove_dir(&cgroup.path);
             return Err(error);
@@ -185,7 +186,9 @@ impl Cgroup {
     fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         if let Some(memory) = limits.memory {
             self.write("memory.max", &memory.0.to_string())?;
-            match self.write("memory.swap.max", "0") {
+            let swap = limits.swap.beside(memory).map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+            match self.write("memory.swap.max", &swap) {
+                // A kernel that does not count swap.
                 Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 other => other?,
             }
@@ -209,8 +212,9 @@ impl Cgroup {
         if let Some(least) = change.memory.filter(|asked| asked.0 < used) {
             return Err(CgroupError::InUse { asked: least, used: MemorySize(used) });
         }
-        let LimitChange { memory, cpus, pids, cpu_shares } = *change;
-        self.limit(&Limits { memory, cpus, pids: pids.filter(|most| *most > 0), cpu_shares })?;
+        let LimitChange { memory, swap, cpus, pids, cpu_shares } = *change;
+        let most = pids.filter(|most| *most > 0);
+        self.limit(&Limits { memory, swap: swap.unwrap_or_default(), cpus, pids: most, cpu_shares })?;
         if pids == Some(0) { self.write("pids.max", "max") } else { Ok(()) }
     }
 
@@ -225,9 +229,20 @@ impl Cgroup {
         }
     }
 
-    /// What it uses and has used, as [`Stats`](crate::spec::Stats) tells it.
+    /// What it uses and has used, as [`Stats`](crate::spec::Stats) tells it. No limit of memory is above what the host has.
     pub fn counters(&self) -> Counters {
-        Counters::of_cgroup(|name| fs::read_to_string(self.path.join(name)).ok())
+        let counters = Counters::of_cgroup(|name| fs::read_to_string(self.path.join(name)).ok());
+        let info = rustix::system::sysinfo();
+        let all = info.totalram.saturating_mul(u64::from(info.mem_unit).max(1));
+        let most = counters.memory_bytes.map(|_| counters.memory_limit_bytes.map_or(all, |limit| limit.min(all)));
+        Counters { memory_limit_bytes: most, ..counters }
+    }
+
+    /// Whether this host limits swap. It is asked of any group below the root, which has no limits; `true` where there is none to ask.
+    pub fn counts_swap() -> bool {
+        let groups = fs::read_dir(MOUNT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let limited = groups.filter(|path| path.join("memory.max").exists());
+        limited.take(1).all(|path| path.join("memory.swap.max").exists())
     }
 
     /// Numbers of its processes on this host.

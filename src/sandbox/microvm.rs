@@ -46,7 +46,7 @@ use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Std
 use crate::net::bridge::BridgeError;
 use crate::net::{self, NetError, PASST};
 use crate::spec::{
-    Attachment, Installation, Isolation, Limits, MIB, MemorySize, Moments, NetworkMode, Outcome, SandboxId,
+    Attachment, Installation, Isolation, Limits, MIB, MemorySize, MemorySwap, Moments, NetworkMode, Outcome, SandboxId,
     SandboxSpec, State, TerminalSize, Usage,
 };
 use crate::volume::VolumeError;
@@ -294,6 +294,7 @@ fn host_limits(limits: &Limits) -> Limits {
     let memory = limits.memory.unwrap_or(machine::DEFAULT_MEMORY).mib_ceil().saturating_mul(MIB);
     Limits {
         memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY))),
+        swap: MemorySwap::NONE,
         cpus: limits.cpus,
         pids: Some(MONITOR_THREADS),
         cpu_shares: limits.cpu_shares,

@@ -14,6 +14,9 @@ pub const MIB: u64 = 1 << 20;
 pub struct Limits {
     /// Memory of the workload: the machine's size in a microVM, `memory.max` in a container.
     pub memory: Option<MemorySize>,
+    /// Swap of a container whose memory is limited. A microVM has none, inside or on the host.
+    #[serde(default)]
+    pub swap: MemorySwap,
     /// Processor time: vCPUs (rounded up) and a quota in a microVM, a quota in a container.
     pub cpus: Option<Cpus>,
     /// Most processes and threads at once (`pids.max`).
@@ -28,6 +31,9 @@ pub struct Limits {
 pub struct LimitChange {
     /// Memory.
     pub memory: Option<MemorySize>,
+    /// Swap.
+    #[serde(default)]
+    pub swap: Option<MemorySwap>,
     /// Processor time.
     pub cpus: Option<Cpus>,
     /// Most processes; 0 is no limit.
@@ -42,16 +48,39 @@ impl Limits {
     pub fn changed(self, change: &LimitChange) -> Self {
         Self {
             memory: change.memory.or(self.memory),
+            swap: change.swap.unwrap_or(self.swap),
             cpus: change.cpus.or(self.cpus),
             pids: change.pids.map_or(self.pids, |most| Some(most).filter(|most| *most > 0)),
             cpu_shares: change.cpu_shares.or(self.cpu_shares),
         }
+    }
+
+    /// The same change of these limits, with memory and swap both in it if one is: what the kernel limits is what one leaves of the other.
+    #[must_use]
+    pub fn completed(self, change: &LimitChange) -> LimitChange {
+        if change.memory.is_none() && change.swap.is_none() {
+            return *change;
+        }
+        let after = self.changed(change);
+        LimitChange { memory: after.memory, swap: Some(after.swap), ..*change }
     }
 }
 
 /// A size in bytes. Parsed as Docker does: a number with an optional `b`, `k`, `m` or `g` (powers of 1024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemorySize(pub u64);
+
+/// How much memory and swap together may be used, in Docker's notation: a size, `-1`, or `0` for what is so if nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemorySwap {
+    /// As much swap as memory.
+    #[default]
+    AsMuchAgain,
+    /// So much of both together.
+    Total(MemorySize),
+    /// All swap that the host has.
+    Unlimited,
+}
 
 /// Processors in thousandths: `1.5` is `Cpus(1500)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,6 +92,9 @@ pub enum LimitsError {
     /// Not `<number>[b|k|m|g]`.
     #[error("Memory size '{0}' is not a number with an optional unit b, k, m or g (such as 512m)")]
     Memory(String),
+    /// Neither that nor one of Docker's special numbers.
+    #[error("Memory and swap '{0}' are neither a size such as 1g nor -1 for no limit of swap")]
+    Swap(String),
     /// Not a decimal number of processors above zero with at most three digits behind the point.
     #[error("Number of CPUs '{0}' is not a number between 0.001 and 1024 (such as 1.5)")]
     Cpus(String),
@@ -103,6 +135,32 @@ impl fmt::Display for MemorySize {
     }
 }
 
+impl MemorySwap {
+    /// No swap at all.
+    pub const NONE: Self = Self::Total(MemorySize(0));
+
+    /// Most bytes of swap beside so much memory; `None` is no limit.
+    pub fn beside(self, memory: MemorySize) -> Option<u64> {
+        match self {
+            Self::AsMuchAgain => Some(memory.0),
+            Self::Total(total) => Some(total.0.saturating_sub(memory.0)),
+            Self::Unlimited => None,
+        }
+    }
+}
+
+impl FromStr for MemorySwap {
+    type Err = LimitsError;
+
+    fn from_str(text: &str) -> Result<Self, LimitsError> {
+        match text {
+            "-1" => Ok(Self::Unlimited),
+            "0" => Ok(Self::AsMuchAgain),
+            size => size.parse().map(Self::Total).map_err(|_| LimitsError::Swap(text.to_owned())),
+        }
+    }
+}
+
 impl Cpus {
     /// Whole processors, rounded up.
     pub fn ceil(self) -> u32 {
@@ -140,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_change_leaves_what_it_does_not_name() {
-        let before = Limits { memory: Some(MemorySize(MIB)), cpus: None, pids: Some(7), cpu_shares: Some(2) };
+        let before = Limits { memory: Some(MemorySize(MIB)), pids: Some(7), cpu_shares: Some(2), ..Limits::default() };
         assert_eq!(before.changed(&LimitChange::default()), before);
         let change = LimitChange { cpus: Some(Cpus(500)), pids: Some(0), ..LimitChange::default() };
         assert_eq!(before.changed(&change), Limits { cpus: Some(Cpus(500)), pids: None, ..before });
@@ -156,6 +214,24 @@ mod tests {
         for bad in ["", "m", "-1m", "1.5g", "0", "99999999999999999999", "18446744073709551615g", "1t"] {
             assert!(bad.parse::<MemorySize>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn swap_is_what_memory_leaves() {
+        let memory = MemorySize(64 * MIB);
+        for (text, swap) in [("0", Some(64 * MIB)), ("64m", Some(0)), ("96m", Some(32 * MIB)), ("-1", None)] {
+            assert_eq!(text.parse::<MemorySwap>().unwrap().beside(memory), swap, "{text}");
+        }
+        for bad in ["", "-2", "x", "1.5g"] {
+            assert!(bad.parse::<MemorySwap>().is_err(), "{bad}");
+        }
+        let before = Limits { memory: Some(memory), swap: MemorySwap::Unlimited, ..Limits::default() };
+        let change = LimitChange { memory: Some(MemorySize(MIB)), ..LimitChange::default() };
+        assert_eq!(before.completed(&change).swap, Some(MemorySwap::Unlimited));
+        let change = LimitChange { swap: Some(MemorySwap::NONE), ..LimitChange::default() };
+        assert_eq!(before.completed(&change), LimitChange { memory: Some(memory), ..change });
+        let change = LimitChange { pids: Some(1), ..LimitChange::default() };
+        assert_eq!(before.completed(&change), change);
     }
 
     #[test]

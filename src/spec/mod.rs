@@ -17,7 +17,7 @@ pub use definition::{Definition, LogLimits, Restart, RestartError, SIGTERM, Stan
 pub use digest::{Digest, DigestError};
 pub use health::{Checked, GoTime, HealthLog, HealthStatus, Healthcheck, LEAST_HEALTH_TIME};
 pub use id::{IdError, SandboxId};
-pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize};
+pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize, MemorySwap};
 pub use machine::{
     DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
     RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,

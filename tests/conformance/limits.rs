@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use duplex::sandbox::Refusal;
-use duplex::spec::{Cpus, Exit, Isolation, LimitChange, MemorySize, ProcessLimit, Sysctl, Tmpfs};
+use duplex::spec::{Cpus, Exit, Isolation, LimitChange, MemorySize, MemorySwap, ProcessLimit, Sysctl, Tmpfs};
 
 use super::stage::{Stage, chain};
 use crate::runner::Verdict;
@@ -32,6 +32,7 @@ pub(crate) fn processes_are_counted(stage: &Stage) -> Verdict {
 pub(crate) fn limits_change_while_it_runs(stage: &Stage) -> Verdict {
     let change = LimitChange {
         memory: Some(MemorySize(100 << 20)),
+        swap: Some(MemorySwap::Total(MemorySize(130 << 20))),
         cpus: Some(Cpus(500)),
         pids: Some(12),
         cpu_shares: Some(512),
@@ -51,6 +52,9 @@ pub(crate) fn limits_change_while_it_runs(stage: &Stage) -> Verdict {
         std::fs::read_to_string(format!("/sys/fs/cgroup/duplex/{}/{file}", spec.id)).unwrap().trim().to_owned()
     };
     assert_eq!((of_host("cpu.max"), of_host("cpu.weight")), ("50000 100000".into(), "20".into()));
+    // What the sum leaves beside memory; a microVM swaps nowhere.
+    let swap = if spec.isolation == Isolation::MicroVm { 0 } else { 30 << 20 };
+    assert_eq!(of_host("memory.swap.max"), swap.to_string());
     let fork = "n=0; while [ $n -lt 30 ]; do sleep 3 & n=$((n+1)); done 2>/dev/null; set -- /proc/[0-9]*; echo $#";
     let count = |text: String| text.trim().parse::<u32>().unwrap_or(0);
     let eat = "head -c 160000000 /dev/zero | tail -c 160000000 | wc -c";

@@ -145,5 +145,12 @@ fn one_that_takes_too_long_is_killed(place: &Place) {
         place.say(&["pause", "box"]);
         place.say(&["rm", "-f", "box"]);
         place.must_be_clean(isolation);
+
+        place.run(isolation, &[&["--name", "box"], &check[..], &[PLAIN]].concat());
+        place.until("a check", || probes() == 1);
+        place.kill_keepers();
+        assert_eq!(place.look("box", "{{.State.Status}} {{.State.Health.Status}}"), "exited unhealthy", "{isolation}");
+        place.say(&["rm", "box"]);
+        place.until_clean();
     }
 }

@@ -20,6 +20,7 @@ cases_with!(
         limits_are_updated,
         restart_policies_are_updated,
         commands_say_that_their_monitor_died,
+        swap_is_what_memory_leaves,
         exec_runs_a_further_command,
         a_pause_is_seen_and_ends_with_a_signal,
         top_and_stats_tell,
@@ -298,4 +299,49 @@ fn commands_say_that_their_monitor_died(place: &Place) {
     assert!(place.look("box", "{{.State.Error}}").contains("monitor"), "{}", place.look("box", "{{.State.Error}}"));
     place.say(&["rm", "box"]);
     place.must_be_clean("after a monitor");
+}
+
+fn swap_is_what_memory_leaves(place: &Place) {
+    const MIB: u64 = 1 << 20;
+    let limit = |name: &str| {
+        let id = place.look(name, "{{.Id}}");
+        std::fs::read_to_string(format!("/sys/fs/cgroup/duplex/{id}/memory.swap.max")).unwrap().trim().to_owned()
+    };
+    let told = |name: &str| place.look(name, "{{.HostConfig.MemorySwap}}");
+    for (options, swap, total) in [
+        (&["-m", "64m"][..], (64 * MIB).to_string(), (128 * MIB).to_string()),
+        (&["-m", "64m", "--memory-swap", "64m"], "0".into(), (64 * MIB).to_string()),
+        (&["-m", "64m", "--memory-swap", "-1"], "max".into(), "-1".into()),
+        (&[], "max".into(), "0".into()),
+        (&["-m", "64m", "--memory-swap", "96m"], (32 * MIB).to_string(), (96 * MIB).to_string()),
+    ] {
+        place.output(&["rm", "-f", "box"]);
+        place.run("container", &[options, &["--name", "box", "workloads", "pause"]].concat());
+        assert_eq!((limit("box"), told("box")), (swap, total), "{options:?}");
+    }
+    place.say(&["update", "-m", "80m", "box"]);
+    assert_eq!(limit("box"), (16 * MIB).to_string());
+    place.say(&["update", "--memory-swap", "200m", "box"]);
+    assert_eq!((limit("box"), told("box")), ((120 * MIB).to_string(), (200 * MIB).to_string()));
+    let less = place.output(&["update", "-m", "300m", "box"]);
+    assert!(code(&less) == 1 && words(&less).contains("--memory-swap is the sum of both"), "{}", words(&less));
+    place.say(&["kill", "box"]);
+    place.say(&["wait", "box"]);
+    place.say(&["update", "--memory-swap", "-1", "box"]);
+    place.say(&["start", "box"]);
+    assert_eq!(limit("box"), "max");
+    place.say(&["rm", "-f", "box"]);
+
+    let run = |swap: &str| {
+        let name = ["--name", "box", "workloads", "pause"];
+        let output = place.output(&[&["run", "-d", "-m", "128m", "--memory-swap", swap], &name[..]].concat());
+        assert!(output.status.success(), "{}", words(&output));
+        let seen = (limit("box"), told("box"), place.say(&["exec", "box", P, "cat", "/proc/swaps"]).lines().count());
+        assert_eq!(seen, ("0".into(), (128 * MIB).to_string(), 1), "a header and no swap");
+        place.say(&["rm", "-f", "box"]);
+        words(&output)
+    };
+    assert!(run("1g").contains("a microVM has no swap"));
+    assert_eq!(run("128m"), "");
+    place.must_be_clean("after swap");
 }

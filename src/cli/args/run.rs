@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::HealthArgs;
-use crate::spec::{Cpus, Isolation, MemorySize, NetworkChoice, Restart};
+use crate::spec::{Cpus, Isolation, MemorySize, MemorySwap, NetworkChoice, Restart};
 
 /// Run an image as a microVM or as a container
 #[derive(Args, Clone, Debug)]
@@ -164,6 +164,9 @@ pub(crate) struct LimitArgs {
     /// Memory: the machine's size of a microVM [default: 512m], the limit of a container [default: none]
     #[arg(short, long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
+    /// Memory and swap together, -1 for all swap of the host [default: twice the memory]; a microVM has no swap
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub memory_swap: Option<MemorySwap>,
     /// Processors, such as 1.5 [default: 1 for a microVM, no limit for a container]
     #[arg(long, value_name = "N")]
     pub cpus: Option<Cpus>,

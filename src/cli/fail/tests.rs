@@ -56,6 +56,8 @@ fn of_meaning() -> Vec<MeaningError> {
         MeaningError::Name(text()),
         MeaningError::Hostname(text()),
         MeaningError::Memory(MemorySize(1 << 20)),
+        MeaningError::SwapAlone,
+        MeaningError::Swap { total: MemorySize(1 << 20), memory: MemorySize(2 << 20) },
         MeaningError::Vcpus(9),
         MeaningError::Pids(-7),
         MeaningError::MicroVmOnly("--thing"),

@@ -107,6 +107,8 @@ fn every_way_to_type_a_setting_means_the_same() {
         ("-e A=0 -e A=1 img", "-e A=1 img"),
         ("-h box img", "--hostname box img"),
         ("--pids-limit -1 img", "img"),
+        ("--memory-swap 0 img", "img"),
+        ("-m 1g --memory-swap 2048m img", "-m 1024m --memory-swap 2g img"),
         ("--cap-add net_admin img", "--cap-add CAP_NET_ADMIN img"),
         ("--cap-add chown img", "img"),
         ("img serve --all", "img"),
@@ -124,7 +126,7 @@ fn limits_and_walls_arrive_in_the_spec() {
             memory: Some(MemorySize(64 * MIB)),
             cpus: Some(Cpus(2500)),
             pids: Some(100),
-            cpu_shares: None,
+            ..Limits::default()
         },
         read_only: true,
         ..plain()
@@ -133,6 +135,15 @@ fn limits_and_walls_arrive_in_the_spec() {
     assert_eq!(meant(line), expected);
     let kernel = SandboxSpec { kernel: Some("/k".into()), kernel_log: Some("log".into()), ..plain() };
     assert_eq!(meant("--kernel /k --kernel-log log img"), kernel);
+}
+
+#[test]
+fn swap_follows_docker() {
+    let limits = |line: &str| meant(line).limits;
+    assert_eq!(limits("-m 64m img").swap, MemorySwap::AsMuchAgain);
+    assert_eq!(limits("-m 64m --memory-swap 64m img").swap, MemorySwap::Total(MemorySize(64 * MIB)));
+    assert_eq!(limits("-m 64m --memory-swap -1 img").swap, MemorySwap::Unlimited);
+    assert_eq!(limits("--memory-swap -1 img").swap, MemorySwap::Unlimited);
 }
 
 #[test]
@@ -192,6 +203,11 @@ fn nonsense_is_refused_by_name() {
         ("--name ../../etc img", MeaningError::Name(owned("../../etc"))),
         ("--hostname a/b img", MeaningError::Hostname(owned("a/b"))),
         ("-m 1m img", MeaningError::Memory(MemorySize(MIB))),
+        ("--memory-swap 64m img", MeaningError::SwapAlone),
+        (
+            "-m 64m --memory-swap 63m img",
+            MeaningError::Swap { total: MemorySize(63 * MIB), memory: MemorySize(64 * MIB) },
+        ),
         ("--cpus 9 img", MeaningError::Vcpus(9)),
         ("--pids-limit -7 img", MeaningError::Pids(-7)),
         ("-c 1 img", MeaningError::Shares(1)),

@@ -12,7 +12,9 @@ use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
-use crate::spec::{Healthcheck, Limits, MountSource, MountSpec, NetworkChoice, Status};
+use crate::spec::{
+    Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetworkChoice, Status,
+};
 use crate::volume::Volumes;
 
 /// Docker's word for a moment that never was.
@@ -173,9 +175,17 @@ fn network_settings(seen: &Seen) -> Value {
     settings
 }
 
+/// Of both together, as Docker numbers it: -1 is no limit, 0 none that was said.
+fn memory_swap(memory: Option<MemorySize>, swap: MemorySwap, isolation: Isolation) -> Value {
+    let Some(memory) = memory else { return if swap == MemorySwap::Unlimited { json!(-1) } else { json!(0) } };
+    let swap = if isolation == Isolation::MicroVm { Some(0) } else { swap.beside(memory) };
+    swap.map_or(json!(-1), |swap| json!(memory.0.saturating_add(swap)))
+}
+
 fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
-    let Limits { memory, cpus, pids, cpu_shares } = seen.limits();
+    let Limits { memory, swap, cpus, pids, cpu_shares } = seen.limits();
+    let isolation = definition.spec.isolation;
     let (log, network) = (definition.log, &definition.spec.network);
     let restart = seen.restart();
     let most = if let crate::spec::Restart::OnFailure(most) = restart { most } else { 0 };
@@ -183,6 +193,7 @@ fn host_config(seen: &Seen) -> Value {
         "AutoRemove": definition.remove,
         "RestartPolicy": { "Name": restart.name(), "MaximumRetryCount": most },
         "Memory": memory.map_or(0, |m| m.0),
+        "MemorySwap": memory_swap(memory, swap, isolation),
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
         "CpuShares": cpu_shares.unwrap_or(0),
         "PidsLimit": pids,

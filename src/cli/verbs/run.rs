@@ -12,7 +12,7 @@ use crate::cli::meaning::{self, ImageDefaults, MeaningError, Surroundings, sandb
 use crate::cli::output::{note, print};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::signals::Proxy;
-use crate::cli::{Context, engine, environment, streams, terminal};
+use crate::cli::{Context, engine, environment, streams, swap, terminal};
 use crate::compare::Trace;
 use crate::image::{Image, ImageConfig, Lease, Reference};
 use crate::keeper::{Ended, Keeper};
@@ -119,7 +119,13 @@ fn defined(context: &Context, args: &RunArgs, definition: Definition, at_work: b
             Err(run_failed(error))
         }
     });
-    let written = filled.and_then(|entry| {
+    let told = filled.inspect(|entry| {
+        // A comparison's arms say the same.
+        if args.trace.is_none() {
+            swap::remark(&entry.limits(), entry.definition.spec.isolation);
+        }
+    });
+    let written = told.and_then(|entry| {
         let (Some(mut file), Some(path)) = (cidfile, &args.cidfile) else { return Ok(entry) };
         match write!(file, "{}", entry.definition.spec.id) {
             Ok(()) => Ok(entry),

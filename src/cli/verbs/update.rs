@@ -1,10 +1,10 @@
 //! `duplex update`.
 
 use super::stop::{VerbError, named};
-use crate::cli::Context;
 use crate::cli::args::UpdateArgs;
 use crate::cli::fail::{Failure, failed};
-use crate::cli::meaning::limit_change;
+use crate::cli::meaning::{limit_change, swap_fits};
+use crate::cli::{Context, swap};
 use crate::keeper::client::{self, ClientError};
 use crate::keeper::wire::Request;
 use crate::sandbox::roster::{Entry, Roster, Seen};
@@ -30,12 +30,17 @@ pub(crate) fn update(context: &Context, args: &UpdateArgs) -> Result<u8, Failure
         if change == LimitChange::default() && args.restart.is_none() {
             return Err(failed(UpdateError::Nothing));
         }
+        let limits = seen.limits().changed(&change);
+        swap_fits(&limits).map_err(failed)?;
         if seen.definition.remove && args.restart.is_some_and(|restart| restart != Restart::No) {
             return Err(failed(UpdateError::Removed(seen.standing.name.clone())));
         }
         if change != LimitChange::default() {
             let note = |entry: &mut Entry| entry.change_limits(&change);
             ask(roster, seen, "change the limits of", Request::Change(change), note)?;
+            if change.memory.is_some() || change.swap.is_some() {
+                swap::remark(&limits, seen.definition.spec.isolation);
+            }
         }
         if let Some(restart) = args.restart {
             let note = |entry: &mut Entry| entry.standing.restart = Some(restart);

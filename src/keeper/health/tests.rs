@@ -189,6 +189,15 @@ fn output_is_bounded() {
 }
 
 #[test]
+fn a_reason_is_bounded_too() {
+    let place = Place::new(check(&["CMD", &"é".repeat(5000)]));
+    let keeper = place.start();
+    let log = place.until_health(HealthStatus::Unhealthy);
+    assert!(log.checks.iter().all(|c| c.output.len() <= MOST_OUTPUT + 3 && c.output.ends_with("...")), "{log:?}");
+    place.stop(keeper);
+}
+
+#[test]
 fn nothing_is_checked_while_it_is_paused() {
     let place = Place::new(check(&["CMD", "true"]));
     let keeper = place.start();

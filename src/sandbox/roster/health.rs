@@ -1,5 +1,6 @@
 //! A sandbox's last health checks. What they say as a whole is in its standing, which is written where a disk is full, too.
 
+use std::fs;
 use std::path::Path;
 
 use super::{Entry, RosterError, Seen, stored};
@@ -31,7 +32,11 @@ impl Entry {
     /// # Errors
     /// What the file system says.
     pub fn save_health_log(&self, log: &HealthLog) -> Result<(), RosterError> {
-        stored::write(&self.path.join(HEALTH), log)
+        let file = self.path.join(HEALTH);
+        stored::write(&file, log).inspect_err(|_| {
+            // On a full disk its bytes may be the last ones that a standing needs.
+            let _ = fs::remove_file(file.with_extension("part"));
+        })
     }
 }
 
