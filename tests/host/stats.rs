@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,9 @@ const TOLERANCE: f64 = 0.05;
 
 /// How often one looks for a moment in which both count the same: neither stands still for the other.
 const LOOKS: usize = 5;
+
+/// Uses a processor, and tells its number.
+const SPINNER: &str = "echo $$ > /tmp/spinner; while :; do :; done";
 
 cases_with!("stats", place(), [numbers_are_the_kernels, a_limit_is_told_where_none_was_set,]);
 
@@ -155,6 +160,36 @@ fn sampled(place: &Place) -> (BTreeMap<String, f64>, Vec<Kernel>) {
     })
 }
 
+/// Bytes read from a guest's disks and written to them since its boot, by whomever (`/proc/diskstats`, iostats.rst).
+fn disks_inside(place: &Place) -> (f64, f64) {
+    let text = place.say(&["exec", "box", "cat", "/proc/diskstats"]);
+    let disks = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|n| n[2].starts_with("vd"));
+    let bytes = |sectors: &str| sectors.parse::<f64>().unwrap() * 512.0;
+    disks.fold((0.0, 0.0), |sum, n| (sum.0 + bytes(n[5]), sum.1 + bytes(n[9])))
+}
+
+/// `stats` of a sandbox with [`SPINNER`], and the share of a processor that this program had meanwhile by `/proc/PID/stat` (proc(5)). Both looks
+/// at that are one command's, so that what its start costs is before them.
+fn spun(place: &Place) -> (f64, f64) {
+    let look = "cat /proc/$p/stat /proc/uptime";
+    let script = format!("p=$(cat /tmp/spinner); {look}; sleep 4; {look}");
+    let mut command = place.duplex(&["exec", "box", "sh", "-c", &script]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut look = || {
+        let (stat, uptime) = (lines.next().unwrap(), lines.next().unwrap());
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        // User and system time in hundredths of a second: the fields 14 and 15, of which the first two are cut off here.
+        let ticks: f64 = fields[11..=12].iter().map(|n| n.parse::<f64>().unwrap()).sum();
+        (ticks / 100.0, uptime.split(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let from = look();
+    let told = stats(place)["CPUPerc"];
+    let to = look();
+    assert!(child.wait().unwrap().success());
+    (told, 100.0 * (to.0 - from.0) / (to.1 - from.1))
+}
+
 fn close(told: f64, counted: f64) -> bool {
     (told - counted).abs() <= TOLERANCE * counted
 }
@@ -175,76 +210,87 @@ fn agree(what: &str, mut look: impl FnMut() -> Result<(), String>) {
 fn numbers_are_the_kernels(place: &Place) {
     for isolation in BOTH {
         place.run(isolation, &["--name", "box", "-m", "300m", "-v", "data:/data", IMAGE]);
-        let sh = |script: &str| place.say(&["exec", "box", "sh", "-c", script]);
-        let inside =
-            || if isolation == "microvm" { Kernel::of_inside(place) } else { Kernel::of_host(place, Instant::now()) };
-
-        let (before, counted_before) = (stats(place), inside());
-        sh("head -c 67108864 /dev/zero > /tmp/ballast");
-        sh("dd if=/dev/zero of=/data/f bs=1M count=24 conv=fsync 2>/dev/null && sync");
-        sh("dd if=/data/f of=/dev/null bs=1M iflag=direct 2>/dev/null");
-        for _ in 0..3 {
-            place.say(&["exec", "-d", "box", "sleep", "1000"]);
-        }
-        let (told, counted) = (stats(place), inside());
-        for (what, told, counted, least) in [
-            ("read", told["BlockIO.0"] - before["BlockIO.0"], counted.read - counted_before.read, 24 * MIB),
-            ("written", told["BlockIO.1"] - before["BlockIO.1"], counted.written - counted_before.written, 24 * MIB),
-            ("memory", told["MemUsage.0"], counted.memory, 64 * MIB),
-        ] {
-            println!("{isolation} {what}: {told} told, {counted} counted");
-            assert!(close(told, counted), "{isolation} {what}: {told} told, {counted} counted");
-            let least = least as f64;
-            assert!(told >= 0.95 * least && told <= 1.5 * least, "{isolation} {what}: {told} for {least}");
-        }
-        agree("processes", || {
-            let (told, listed) = (stats(place)["PIDs"], place.say(&["top", "box"]).lines().count() - 1);
-            if told == 4.0 && listed == 4 {
-                Ok(())
-            } else {
-                Err(format!("{isolation}: {told} told, {listed} listed, 4 run"))
+        memory_disks_and_processes(place, isolation);
+        place.say(&["exec", "-d", "box", "sh", "-c", SPINNER]);
+        on_this_host(place, isolation);
+        match isolation {
+            "microvm" => of_the_machine(place),
+            _ => {
+                let told = stats(place);
+                let [inside, host] =
+                    [["CPUPerc", "MemUsage.0"], ["HostCPUPerc", "HostMem"]].map(|of| of.map(|n| told[n]));
+                assert_eq!(inside, host, "one kernel counts both");
             }
-        });
-
-        place.say(&["exec", "-d", "box", "sh", "-c", "while :; do :; done"]);
-        agree("processor time on this host", || {
-            let (told, samples) = sampled(place);
-            let ((least, most), told) = (shares(&samples), told["HostCPUPerc"]);
-            println!("{isolation} host processor: {told} told, {least} to {most} counted");
-            let fits = told >= least * (1.0 - TOLERANCE) && told <= most * (1.0 + TOLERANCE) && told > 30.0;
-            if fits { Ok(()) } else { Err(format!("{isolation}: {told} told, {least} to {most} counted")) }
-        });
-        if isolation == "container" {
-            let told = stats(place);
-            assert_eq!(
-                (told["CPUPerc"], told["MemUsage.0"]),
-                (told["HostCPUPerc"], told["HostMem"]),
-                "one kernel counts both"
-            );
-            end(place);
-            continue;
         }
-        agree("processor time inside", || {
-            let from = Kernel::of_inside(place);
-            let told = stats(place)["CPUPerc"];
-            let to = Kernel::of_inside(place);
-            let share = 100.0 * (to.cpu_s - from.cpu_s) / (to.at - from.at);
-            println!("{isolation} processor inside: {told} told, {share} counted");
-            if close(told, share) { Ok(()) } else { Err(format!("{isolation}: {told} told, {share} counted")) }
-        });
-        agree("memory on this host", || {
-            let (told, counted) = (stats(place)["HostMem"], Kernel::of_host(place, Instant::now()).memory);
-            println!("{isolation} host memory: {told} told, {counted} counted");
-            if close(told, counted) { Ok(()) } else { Err(format!("{isolation}: {told} told, {counted} counted")) }
-        });
-        end(place);
+        place.say(&["rm", "-f", "box"]);
+        place.say(&["volume", "rm", "data"]);
     }
     place.must_be_clean("after load");
 }
 
-fn end(place: &Place) {
-    place.say(&["rm", "-f", "box"]);
-    place.say(&["volume", "rm", "data"]);
+fn memory_disks_and_processes(place: &Place, isolation: &str) {
+    let sh = |script: &str| place.say(&["exec", "box", "sh", "-c", script]);
+    let inside =
+        || if isolation == "microvm" { Kernel::of_inside(place) } else { Kernel::of_host(place, Instant::now()) };
+
+    let (before, counted_before) = (stats(place), inside());
+    let disks_before = disks_inside(place);
+    sh("head -c 67108864 /dev/zero > /tmp/ballast");
+    sh("dd if=/dev/zero of=/data/f bs=1M count=24 conv=fsync 2>/dev/null && sync");
+    sh("dd if=/data/f of=/dev/null bs=1M iflag=direct 2>/dev/null");
+    for _ in 0..3 {
+        place.say(&["exec", "-d", "box", "sleep", "1000"]);
+    }
+    let (told, counted) = (stats(place), inside());
+    for (what, told, counted, least) in [
+        ("read", told["BlockIO.0"] - before["BlockIO.0"], counted.read - counted_before.read, 24 * MIB),
+        ("written", told["BlockIO.1"] - before["BlockIO.1"], counted.written - counted_before.written, 24 * MIB),
+        ("memory", told["MemUsage.0"], counted.memory, 64 * MIB),
+    ] {
+        println!("{isolation} {what}: {told} told, {counted} counted");
+        assert!(close(told, counted), "{isolation} {what}: {told} told, {counted} counted");
+        let least = least as f64;
+        assert!(told >= 0.95 * least && told <= 1.5 * least, "{isolation} {what}: {told} for {least}");
+    }
+    if isolation == "microvm" {
+        let (disks, told) = (disks_inside(place), stats(place));
+        let read = (told["BlockIO.0"] - before["BlockIO.0"], disks.0 - disks_before.0);
+        let written = (told["BlockIO.1"] - before["BlockIO.1"], disks.1 - disks_before.1);
+        println!("{isolation} disks: {read:?} read, {written:?} written, told and in /proc");
+        assert!(close(read.0, read.1) && close(written.0, written.1), "{read:?} read, {written:?} written");
+    }
+    agree("processes", || {
+        let (told, listed) = (stats(place)["PIDs"], place.say(&["top", "box"]).lines().count() - 1);
+        if told == 4.0 && listed == 4 {
+            Ok(())
+        } else {
+            Err(format!("{isolation}: {told} told, {listed} listed, 4 run"))
+        }
+    });
+}
+
+/// With a program that spins.
+fn on_this_host(place: &Place, isolation: &str) {
+    agree("processor time on this host", || {
+        let (told, samples) = sampled(place);
+        let ((least, most), told) = (shares(&samples), told["HostCPUPerc"]);
+        println!("{isolation} host processor: {told} told, {least} to {most} counted");
+        let fits = told >= least * (1.0 - TOLERANCE) && told <= most * (1.0 + TOLERANCE) && told > 30.0;
+        if fits { Ok(()) } else { Err(format!("{isolation}: {told} told, {least} to {most} counted")) }
+    });
+    agree("memory on this host", || {
+        let (told, counted) = (stats(place)["HostMem"], Kernel::of_host(place, Instant::now()).memory);
+        println!("{isolation} host memory: {told} told, {counted} counted");
+        if close(told, counted) { Ok(()) } else { Err(format!("{isolation}: {told} told, {counted} counted")) }
+    });
+}
+
+fn of_the_machine(place: &Place) {
+    agree("processor time inside", || {
+        let (told, share) = spun(place);
+        println!("microvm processor inside: {told} told, {share} in /proc");
+        if close(told, share) { Ok(()) } else { Err(format!("{told} told, {share} in /proc")) }
+    });
 }
 
 /// Docker tells what the host has.
