@@ -31,6 +31,9 @@ mod machine;
 #[path = "vm/net.rs"]
 mod net_device;
 
+#[path = "vm/share.rs"]
+mod share;
+
 #[path = "host/bad_ends.rs"]
 mod bad_ends;
 #[path = "host/bad_input.rs"]
@@ -89,6 +92,7 @@ const ALL: &[&[runner::Case]] = &[
     registry::CASES,
     runner_itself::CASES,
     stats::CASES,
+    share::CASES,
     volumes::CASES,
 ];
 

@@ -37,6 +37,8 @@ pub struct MachineSpec {
     pub console: Option<SpecFd>,
     /// The network devices, in the order in which the guest names them (`eth0`, ...). At most 2.
     pub nets: Vec<NetDeviceSpec>,
+    /// Folders of the host: file system devices, at most 7. A machine that has any has memory that their file servers see.
+    pub shares: Vec<ShareSpec>,
     /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
     pub control: SpecFd,
 }
@@ -99,6 +101,15 @@ pub enum NetBackend {
     Tap(SpecFd),
 }
 
+/// A file system device, whose requests a process of the host serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareSpec {
+    /// The name by which the guest mounts it: 1 to 36 bytes, each share another one.
+    pub tag: String,
+    /// A connected unix stream socket to a file server that speaks vhost-user as a back end, such as virtiofsd.
+    pub socket: SpecFd,
+}
+
 /// What the monitor is asked while it runs: one postcard message per packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestToMonitor {
@@ -139,6 +150,11 @@ pub enum MachineEvent {
     Paused,
     /// The processors go on.
     Resumed,
+    /// A share's file server is gone or does not keep to its protocol: the guest's accesses to it wait for ever.
+    ShareLost {
+        /// Which and why, in words.
+        why: String,
+    },
 }
 
 /// How a machine ended.

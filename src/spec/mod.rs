@@ -20,7 +20,7 @@ pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize, MemorySwap};
 pub use machine::{
     DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
-    RequestToMonitor, SpecFd, VsockSpec, VsockStream, guest_exit,
+    RequestToMonitor, ShareSpec, SpecFd, VsockSpec, VsockStream, guest_exit,
 };
 pub use mounts::{MountSource, MountSpec};
 pub use network::{

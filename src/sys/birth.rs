@@ -27,6 +27,9 @@ pub struct Child<'a> {
     pub stderr: BorrowedFd<'a>,
     /// The folder of the cgroup it is born in. Being born there costs nothing, moving there later waits for all processors of the host.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Mounts that are attached nowhere, and the places where the program finds them, in this order. With any it has a mount namespace of its
+    /// own, and nobody else sees them.
+    pub mounts: &'a [(BorrowedFd<'a>, &'a Path)],
 }
 
 /// All that the child touches between its birth and its exec, made before: it may not allocate.
@@ -38,6 +41,7 @@ struct Plan {
     sources: Vec<OwnedFd>,
     null: OwnedFd,
     report: OwnedFd,
+    mounts: Vec<(OwnedFd, CString)>,
 }
 
 /// Makes the child and waits until it executes its program. Returns a pidfd.
@@ -59,7 +63,10 @@ pub fn spawn(child: &Child<'_>) -> io::Result<OwnedFd> {
     let (hear, report_low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let report = copy(std::os::fd::AsFd::as_fd(&report_low))?;
     drop(report_low);
-    let plan = Plan { program, args, environment: [std::ptr::null()], sources, null, report };
+    let place = |path: &Path| c_string(path.as_os_str().as_encoded_bytes());
+    let mounts = child.mounts.iter().map(|(mount, path)| Ok((copy(*mount)?, place(path)?)));
+    let mounts = mounts.collect::<io::Result<Vec<_>>>()?;
+    let plan = Plan { program, args, environment: [std::ptr::null()], sources, null, report, mounts };
     let Some(process) = give_birth(child.cgroup)? else { become_program(&plan) };
     drop(plan);
     let mut errno = Vec::new();
@@ -159,6 +166,9 @@ fn become_program(plan: &Plan) -> ! {
 
 fn prepare(plan: &Plan) -> io::Result<()> {
     rustix::process::setsid()?;
+    if !plan.mounts.is_empty() {
+        attach(&plan.mounts)?;
+    }
     put(&plan.null, 0)?;
     put(&plan.null, 1)?;
     for (number, source) in (2..).zip(&plan.sources) {
@@ -169,6 +179,21 @@ fn prepare(plan: &Plan) -> io::Result<()> {
     // SAFETY: close_range(2) takes no pointer; with CLOSE_RANGE_CLOEXEC it closes nothing before exec.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, last, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if closed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches mounts in a mount namespace of this process's own, from which nothing reaches the caller's.
+fn attach(mounts: &[(OwnedFd, CString)]) -> io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
+    // SAFETY: unshare(2) takes no pointer; CLONE_NEWNS changes what paths mean to this process only, which has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    for (mount, place) in mounts {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(mount, c"", rustix::fs::CWD, place.as_c_str(), flags)?;
+    }
+    Ok(())
 }
 
 /// dup2(2): the copy outlives exec.
@@ -202,7 +227,8 @@ mod tests {
     fn run(script: &str, fds: &[BorrowedFd<'_>]) -> (i32, String) {
         let (out, err) = rustix::pipe::pipe().unwrap();
         let args = ["-c".to_owned(), script.to_owned()];
-        let child = Child { program: Path::new("/bin/sh"), args: &args, fds, stderr: err.as_fd(), cgroup: None };
+        let child =
+            Child { program: Path::new("/bin/sh"), args: &args, fds, stderr: err.as_fd(), cgroup: None, mounts: &[] };
         let process = spawn(&child).unwrap();
         drop(err);
         let mut text = String::new();
@@ -229,7 +255,14 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let child = Child { program: Path::new("/no/such"), args: &[], fds: &[], stderr: null.as_fd(), cgroup: None };
+        let child = Child {
+            program: Path::new("/no/such"),
+            args: &[],
+            fds: &[],
+            stderr: null.as_fd(),
+            cgroup: None,
+            mounts: &[],
+        };
         assert_eq!(spawn(&child).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

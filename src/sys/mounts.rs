@@ -4,7 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    open_tree,
+};
 
 /// `struct mount_attr` (include/uapi/linux/mount.h), its first version.
 #[repr(C)]
@@ -33,9 +37,41 @@ pub fn read_only_view(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// `ENOENT`, or as [`read_only_view`].
 pub fn tree_view(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    view(path, attr_set)
+}
+
+/// The same for a process that only serves files: nothing of it is a device or a program to it.
+///
+/// # Errors
+/// As [`tree_view`].
+pub fn files_view(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    view(path, attr_set | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC)
+}
+
+/// An empty read-only folder with one empty file of this name, over which something can be attached, on a mount that is attached nowhere.
+///
+/// # Errors
+/// As [`read_only_view`].
+pub fn folder_of_one(name: &str) -> io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("source", "share"), ("mode", "0755"), ("size", "4096"), ("nr_inodes", "4")] {
+        fsconfig_set_string(&context, key, value)?;
+    }
+    fsconfig_create(&context)?;
+    let flags =
+        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let folder = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(&folder, name, flags, Mode::from(0o600))?;
+    set_read_only(&folder)?;
+    Ok(folder)
+}
+
+fn view(path: &Path, attr_set: u64) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let view = open_tree(rustix::fs::CWD, path, flags)?;
-    let attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let attr = MountAttr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     set(&view, &attr, libc::AT_RECURSIVE)?;
     Ok(view)

@@ -16,12 +16,13 @@ use super::virtio::balloon::Balloon;
 use super::virtio::blk::{Block, Disk, DiskError, Extent};
 use super::virtio::console::Console;
 use super::virtio::device::{Sources, VirtioDevice};
+use super::virtio::fs::{Fs, FsError, LONGEST_TAG};
 use super::virtio::interrupt::Interrupt;
 use super::virtio::mmio::{MmioDevice, WINDOW};
 use super::virtio::net::{LONGEST_MTU, LONGEST_MTU_OF_STREAM, Net, SHORTEST_MTU};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
-use crate::spec::{DiskSpec, MachineSpec, NetBackend, NetDeviceSpec, SpecFd};
+use crate::spec::{DiskSpec, MachineSpec, NetBackend, NetDeviceSpec, ShareSpec, SpecFd};
 use crate::sys::fd;
 
 /// Most processors.
@@ -30,6 +31,8 @@ pub const MOST_VCPUS: u8 = 8;
 pub const MOST_DISKS: usize = 8;
 /// Most network devices.
 pub const MOST_NETS: usize = 2;
+/// Most shares.
+pub const MOST_SHARES: usize = 7;
 
 /// Why a machine was not made.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,15 @@ pub enum AssembleError {
     /// Too many network devices.
     #[error("A machine has at most {MOST_NETS} network devices, not {0}")]
     Nets(usize),
+    /// Too many shares.
+    #[error("A machine has at most {MOST_SHARES} shares, not {0}")]
+    Shares(usize),
+    /// More devices than the bus has places.
+    #[error("A machine has at most {most} devices, not {0}", most = bus::MOST_DEVICES)]
+    Devices(usize),
+    /// No name for a share.
+    #[error("A share's tag has 1 to {LONGEST_TAG} bytes and is its own, not '{0}'")]
+    Tag(String),
     /// A context id that belongs to somebody else.
     #[error("The guest's context id must be 3 or more and fit 32 bits, not {0}")]
     Cid(u64),
@@ -89,6 +101,15 @@ pub enum AssembleError {
     /// The network device's descriptor is no tap with IFF_VNET_HDR.
     #[error("The network device's descriptor is not a tap interface")]
     Tap(#[source] io::Error),
+    /// A share's file server.
+    #[error("The file server of the share '{tag}' cannot be worked with")]
+    Share {
+        /// The share.
+        tag: String,
+        /// The cause.
+        #[source]
+        source: FsError,
+    },
     /// Too many streams.
     #[error("A stream for the guest cannot be held")]
     Stream(#[from] WaitingFull),
@@ -144,12 +165,22 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     let initramfs = spec.initramfs.map(|fd| inherited.get(fd, "initramfs")).transpose()?;
     let image = Image::read(&kernel).map_err(LoadError::from)?;
     boot::check_memory(&image, initramfs.as_deref(), spec.memory_mib)?;
-    let ram = Arc::new(memory::reserve(spec.memory_mib)?);
+    let reserve = if spec.shares.is_empty() { memory::reserve } else { memory::reserve_shared };
+    let ram = Arc::new(reserve(spec.memory_mib)?);
     let vm = Arc::new(Vm::new(inherited.own(spec.kvm, "/dev/kvm")?, &ram)?);
-    let mut devices =
-        Devices { spec, inherited: &mut inherited, poller, waiting: WaitingStreams::default(), list: Vec::new() };
+    let mut devices = Devices {
+        spec,
+        inherited: &mut inherited,
+        poller,
+        ram: &ram,
+        waiting: WaitingStreams::default(),
+        list: Vec::new(),
+    };
     devices.make()?;
     let (list, waiting) = (devices.list, devices.waiting);
+    if list.len() > bus::MOST_DEVICES {
+        return Err(AssembleError::Devices(list.len()));
+    }
     let windows: Vec<_> =
         (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::irq(number)?))).collect();
     let cmdline = boot::cmdline(&spec.cmdline, &windows)?;
@@ -189,10 +220,24 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
     if spec.nets.len() > MOST_NETS {
         return Err(AssembleError::Nets(spec.nets.len()));
     }
+    check_shares(&spec.shares)?;
     match &spec.vsock {
         Some(vsock) if vsock.cid < 3 || vsock.cid >= u64::from(u32::MAX) => Err(AssembleError::Cid(vsock.cid)),
         _ => spec.nets.iter().try_for_each(check_net),
     }
+}
+
+fn check_shares(shares: &[ShareSpec]) -> Result<(), AssembleError> {
+    if shares.len() > MOST_SHARES {
+        return Err(AssembleError::Shares(shares.len()));
+    }
+    for (number, ShareSpec { tag, .. }) in shares.iter().enumerate() {
+        let taken = shares.iter().take(number).any(|other| other.tag == *tag);
+        if taken || tag.contains('\0') || !(1..=LONGEST_TAG).contains(&tag.len()) {
+            return Err(AssembleError::Tag(tag.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn check_net(net: &NetDeviceSpec) -> Result<(), AssembleError> {
@@ -219,11 +264,12 @@ fn on_bus(
         .collect()
 }
 
-/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network.
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network, shares.
 struct Devices<'a> {
     spec: &'a MachineSpec,
     inherited: &'a mut Inherited,
     poller: &'a Arc<Poller>,
+    ram: &'a GuestRam,
     waiting: WaitingStreams,
     list: Vec<Box<dyn VirtioDevice>>,
 }
@@ -250,6 +296,13 @@ impl Devices<'_> {
         for net in &self.spec.nets {
             let net = self.net(net)?;
             self.list.push(Box::new(net));
+        }
+        // Last: their file servers get ready meanwhile.
+        for ShareSpec { tag, socket } in &self.spec.shares {
+            let socket = self.inherited.own(*socket, "share")?;
+            let share = Fs::new(tag, socket, self.ram, &self.sources());
+            let share = share.map_err(|source| AssembleError::Share { tag: tag.clone(), source })?;
+            self.list.push(Box::new(share));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ pub const FIRST_WINDOW: u64 = 0xd000_0000;
 
 /// Interrupts of the devices, by number, from the lowest. Left out are those that Linux takes for itself (0 and 2, the timer and the second PIC)
 /// and the serial port's.
-const IRQS: [u32; 16] = [1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
+const IRQS: [u32; 21] = [1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// First interrupt that is none of the ISA bus: Linux takes its number for that of the pin.
 const FIRST_WITH_OWN_PIN: u32 = 16;
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!((few.pins(), few.pin(4), few.pin(5)), (3, 2, u32::MAX));
         let many = Routes::new(IRQS.into_iter().chain([4]));
         assert!(many.iter().all(|(irq, pin)| irq == pin));
-        assert_eq!(many.pins(), 19);
+        assert_eq!(many.pins(), 24);
         assert_eq!(Routes::new([].into_iter()).pins(), 0);
     }
 }

@@ -24,6 +24,7 @@ use super::events::{Interest, Poller, Readiness, Token, Wake};
 use super::kvm::{Kicker, ready_for_kicks};
 use super::role::{EnterRole, Role};
 use super::vcpu::{self, Ending, Gate, Surroundings};
+use super::virtio::mmio::MmioDevice;
 use super::virtio::vsock::WaitingStreams;
 use crate::spec::{MachineEvent, MachineExit, MachineSpec, RequestToMonitor};
 use crate::sys::clock::monotonic_ns;
@@ -176,6 +177,7 @@ impl Server<'_> {
                 Token::Wake => {
                     self.wake.hear();
                     self.bus.devices().iter().for_each(|device| device.resume());
+                    self.tell_losses();
                     self.tell_pause();
                 }
                 Token::Device { device, source } => self.device(device, source, readiness),
@@ -187,6 +189,13 @@ impl Server<'_> {
     fn device(&self, device: u32, source: u32, readiness: Readiness) {
         if let Some(device) = self.bus.device(device) {
             device.ready(source, readiness);
+        }
+    }
+
+    /// A caller that is gone needs no report.
+    fn tell_losses(&self) {
+        for why in self.bus.devices().iter().filter_map(MmioDevice::take_loss) {
+            let _ = self.control.tell(&MachineEvent::ShareLost { why });
         }
     }
 

@@ -64,7 +64,7 @@ pub fn decode(fd: &OwnedFd) -> Result<MachineSpec, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, ExtentSpec, NetBackend, NetDeviceSpec, SpecFd, VsockSpec, VsockStream};
+    use crate::spec::{DiskSpec, ExtentSpec, NetBackend, NetDeviceSpec, ShareSpec, SpecFd, VsockSpec, VsockStream};
     use std::io::{Seek, Write};
 
     fn spec() -> MachineSpec {
@@ -80,6 +80,7 @@ mod tests {
             vsock: Some(VsockSpec { cid: 3, streams: vec![VsockStream { port: 1024, fd: SpecFd(7) }] }),
             console: None,
             nets: vec![NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            shares: vec![ShareSpec { tag: "share0".to_owned(), socket: SpecFd(11) }],
             control: SpecFd(8),
         }
     }

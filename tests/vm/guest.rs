@@ -28,6 +28,9 @@ unsafe extern "C" {
     fn ioperm(from: c_ulong, count: c_ulong, on: c_int) -> c_int;
     fn reboot(command: c_int) -> c_int;
     fn open(path: *const c_char, flags: c_int) -> c_int;
+    fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
+    fn munmap(addr: *mut c_void, len: usize) -> c_int;
+    fn umount2(target: *const c_char, flags: c_int) -> c_int;
     fn dup2(from: c_int, to: c_int) -> c_int;
 }
 
@@ -55,9 +58,13 @@ fn out(port: u16, byte: u8) {
 }
 
 fn mount_at(kind: &str, target: &str) {
+    mount_from(kind, kind, target);
+}
+
+fn mount_from(source: &str, kind: &str, target: &str) {
     fs::create_dir_all(target).unwrap();
-    let (kind, target) = (text(kind), text(target));
-    let done = unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    let (source, kind, target) = (text(source), text(kind), text(target));
+    let done = unsafe { mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     assert_eq!(done, 0, "mount: {}", io::Error::last_os_error());
 }
 
@@ -205,6 +212,8 @@ fn main() {
         ["refused", port] => refused(port),
         ["random"] => random(),
         ["console", lines] => console(lines),
+        ["share", tag] => share(tag),
+        ["lose", tag] => lose(tag),
         ["net", address, peer] => net(address, peer),
         ["frames", count] => frames(count),
         ["panic"] => std::process::exit(3),
@@ -222,6 +231,72 @@ fn main() {
     println!("GUEST OK");
     io::stdout().flush().unwrap();
     out(EXIT_PORT, SHUTDOWN);
+}
+
+/// Memory of a file, shared with whoever else has it.
+struct Mapped(*mut u8, usize);
+
+impl Mapped {
+    fn of(file: &File, len: usize) -> Self {
+        use std::os::fd::AsRawFd;
+        // PROT_READ | PROT_WRITE, MAP_SHARED.
+        let at = unsafe { mmap(std::ptr::null_mut(), len, 3, 1, file.as_raw_fd(), 0) };
+        assert!(at as isize != -1, "mmap: {}", io::Error::last_os_error());
+        Self(at.cast(), len)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        unsafe { munmap(self.0.cast(), self.1) };
+    }
+}
+
+/// A file system of the host's with the file `pattern` of 3 MiB. The device is unbound and bound again in between: a reset.
+fn share(tag: &str) {
+    let mut buffer = vec![0; 1 << 20];
+    for round in 0..2 {
+        mount_from(tag, "virtiofs", "/share");
+        let file = File::open("/share/pattern").unwrap();
+        for at in [0, 1 << 20, 2 << 20] {
+            file.read_exact_at(&mut buffer, at).unwrap();
+            expect_pattern(&buffer, at);
+        }
+        let new = OpenOptions::new().read(true).write(true).create(true).open(format!("/share/new{round}")).unwrap();
+        new.write_all_at(&(0..2 << 20).map(pattern).collect::<Vec<u8>>(), 0).unwrap();
+        {
+            let mapped = Mapped::of(&new, 2 << 20);
+            // A page of zeroes in the middle, written by a processor and by nobody's call.
+            for at in (1 << 20)..(1 << 20) + 4096 {
+                unsafe { mapped.0.add(at).write_volatile(0) };
+            }
+        }
+        drop((file, new));
+        fs::rename(format!("/share/new{round}"), format!("/share/done{round}")).unwrap();
+        assert_eq!(unsafe { umount2(text("/share").as_ptr(), 0) }, 0, "{}", io::Error::last_os_error());
+        let driver = "/sys/bus/virtio/drivers/virtiofs";
+        let device = fs::read_dir(driver).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+        let device = device.into_iter().find(|name| name.starts_with("virtio")).unwrap();
+        for step in ["unbind", "bind"] {
+            fs::write(format!("{driver}/{step}"), &device).unwrap();
+        }
+    }
+    let missing = text("/nowhere");
+    let done = unsafe { mount(missing.as_ptr(), text("/share").as_ptr(), text("virtiofs").as_ptr(), 0, std::ptr::null()) };
+    println!("missing={done}");
+}
+
+/// Mounts, says so, and reads until nothing comes any more: the processor goes on.
+fn lose(tag: &str) {
+    mount_from(tag, "virtiofs", "/share");
+    std::thread::spawn(|| loop {
+        drop(fs::read("/share/pattern"));
+    });
+    println!("mounted");
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        println!("alive");
+    }
 }
 
 /// Accesses to devices that are not there, through /dev/mem where the kernel has it, and ports.

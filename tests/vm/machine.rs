@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use duplex::spec::{
-    DiskSpec, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, RequestToMonitor, SpecFd,
-    VsockSpec, VsockStream,
+    DiskSpec, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, RequestToMonitor,
+    ShareSpec, SpecFd, VsockSpec, VsockStream,
 };
 use duplex::sys::spawn::ChildSetup;
 use duplex::vmm::spawn::encode;
@@ -118,6 +118,8 @@ pub(crate) struct Plan {
     pub(crate) streams: Vec<(u32, UnixStream)>,
     /// The network device's end, and its MTU.
     pub(crate) net: Option<(Wire, u16)>,
+    /// File system devices by tag, and the sockets of their back ends.
+    pub(crate) shares: Vec<(String, UnixStream)>,
     /// A kernel file instead of the installed one.
     pub(crate) kernel: Option<File>,
     /// The console's output goes here instead of into a file.
@@ -216,6 +218,7 @@ impl Machine {
                 };
                 NetDeviceSpec { backend, mac: MAC, mtu }
             })),
+            shares: plan.shares.into_iter().map(|(tag, s)| ShareSpec { tag, socket: pass(s.into()) }).collect(),
             control: pass(theirs),
         };
         let child = spawn(&spec, keep);
@@ -237,11 +240,28 @@ impl Machine {
 
     /// Waits until the console shows this.
     pub(crate) fn wait_for(&mut self, words: &str) {
+        self.wait_until(words, |machine| machine.console().contains(words));
+    }
+
+    /// Waits until this is so.
+    pub(crate) fn wait_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.console().contains(words) {
-            assert!(Instant::now() < deadline, "'{words}' does not come:\n{}", self.console());
+        while !done(self) {
+            assert!(Instant::now() < deadline, "'{what}' does not come:\n{}", self.console());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// How many lines of the console have these words.
+    pub(crate) fn lines(&mut self, words: &str) -> usize {
+        self.console().lines().filter(|line| line.contains(words)).count()
+    }
+
+    /// Waits for an event of this kind; those before it are dropped.
+    pub(crate) fn event(&self, wanted: impl Fn(&MachineEvent) -> bool) -> MachineEvent {
+        let deadline = Instant::now() + PATIENCE;
+        let control = self.control.as_ref().unwrap();
+        std::iter::from_fn(|| next_event(control, deadline)).find(wanted).expect("the event comes")
     }
 
     fn console(&mut self) -> String {

@@ -197,6 +197,11 @@ impl Life {
                 MachineEvent::Failed { causes } => self.say(MachineEnd::Failed(causes)),
                 MachineEvent::Paused => self.board.set_paused(true),
                 MachineEvent::Resumed => self.board.set_paused(false),
+                // Whoever waits for it in the guest waits for ever.
+                MachineEvent::ShareLost { why } => {
+                    self.say(MachineEnd::ShareLost(why));
+                    self.reach.end();
+                }
             }
         }
     }

@@ -143,6 +143,7 @@ pub(super) fn build(
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
         nets,
+        shares: Vec::new(),
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();

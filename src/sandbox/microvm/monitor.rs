@@ -38,6 +38,8 @@ pub(super) enum MachineEnd {
     Died { how: String, stderr: String },
     /// The guest broke the rules and was ended.
     Outlawed(String),
+    /// A share's file server was gone, and the machine was ended for it.
+    ShareLost(String),
 }
 
 /// One monitor process.
@@ -121,7 +123,14 @@ impl Monitor {
         let stderr = bounded_file()?;
         let again = control.try_clone()?;
         let (args, fds) = (machine.args(), machine.fds());
-        let process = spawn(&Child { program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup) })?;
+        let process = spawn(&Child {
+            program,
+            args: &args,
+            fds: &fds,
+            stderr: stderr.as_fd(),
+            cgroup: Some(cgroup),
+            mounts: &[],
+        })?;
         reach.with(|held| {
             held.process = Some(process);
             held.control = Some(again);
@@ -201,8 +210,8 @@ pub(super) fn pidfd_of(reach: &Reach) -> Option<OwnedFd> {
 }
 
 /// A file without a name that cannot grow beyond [`STDERR_ROOM`].
-fn bounded_file() -> std::io::Result<File> {
-    let fd = memfd_create("duplex-vmm-stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+pub(super) fn bounded_file() -> std::io::Result<File> {
+    let fd = memfd_create("duplex-stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     fallocate(&fd, FallocateFlags::empty(), 0, STDERR_ROOM)?;
     fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(File::from(fd))

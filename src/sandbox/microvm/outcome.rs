@@ -80,6 +80,7 @@ fn machine_reason(evidence: &Evidence) -> String {
         Some(MachineEnd::Died { how, stderr }) if stderr.is_empty() => format!("The monitor {how}"),
         Some(MachineEnd::Died { how, stderr }) => format!("The monitor {how}: {stderr}"),
         Some(MachineEnd::Outlawed(why)) => format!("The guest was ended: {}", clean(why)),
+        Some(MachineEnd::ShareLost(why)) => format!("The machine was ended: {}", clean(why)),
         None => "The machine ended and nobody knows why".to_owned(),
     }
 }

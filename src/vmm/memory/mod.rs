@@ -9,10 +9,13 @@
 //! is copied, clean pages are shared by all machines that map the same file, and the guest's writes stay its own. Only whole [`HUGE`] ranges
 //! are mapped: a mapping within such a range would keep the host from backing the rest of it by one huge page, and each small page of it
 //! costs the guest an exit of its own at first touch, which is more than copying it.
+//!
+//! A machine whose devices have back ends in other processes has memory that those see too ([`reserve_shared`]), without such mappings.
 #![allow(unsafe_code)]
 
 mod file_io;
 mod placer;
+mod shared;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,6 +25,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 
 pub use file_io::{read_at, write_at};
 pub use placer::FilePlacer;
+pub use shared::{Piece, is_shared, pieces, reserve_shared};
 
 use crate::spec::MIB;
 
@@ -50,6 +54,15 @@ pub enum MemoryError {
         /// The cause.
         #[source]
         source: vm_memory::mmap::FromRangesError,
+    },
+    /// The host refused a file for memory that is shared.
+    #[error("A file for guest memory of {mib} MiB could not be made")]
+    File {
+        /// Its size.
+        mib: u32,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// A file could not be mapped.
     #[error("{len} bytes of a file at offset {offset} could not be mapped at guest address {addr:#x}")]
@@ -97,8 +110,8 @@ pub fn reserve(mib: u32) -> Result<GuestRam, MemoryError> {
     GuestRam::from_ranges(&ranges).map_err(|source| MemoryError::Reserve { mib, source })
 }
 
-/// Puts `len` bytes of a file at a guest address: whole huge-page ranges are mapped if file and memory agree in their alignment, the rest is
-/// copied. Bytes past the file's end are an error.
+/// Puts `len` bytes of a file at a guest address: whole huge-page ranges are mapped if file and memory agree in their alignment and memory is
+/// not shared, the rest is copied. Bytes past the file's end are an error.
 ///
 /// # Errors
 /// [`MemoryError`] if the range is not in one piece of RAM, the file is too short or cannot be mapped or read.
@@ -106,7 +119,7 @@ pub fn place_file(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len:
     let begin = addr.checked_next_multiple_of(HUGE).unwrap_or(u64::MAX);
     let end = addr.saturating_add(len) / HUGE * HUGE;
     let (head, mapped) = (begin - addr, end.saturating_sub(begin));
-    if mapped == 0 || addr % PAGE != offset % PAGE {
+    if mapped == 0 || addr % PAGE != offset % PAGE || is_shared(ram) {
         return copy_file(ram, addr, file, offset, len);
     }
     copy_file(ram, addr, file, offset, head)?;
@@ -137,11 +150,15 @@ pub fn copy_file(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: 
     copy().map_err(|source| MemoryError::Read { addr, offset, len, source })
 }
 
-/// Lays whole pages of a file over guest memory, wherever in a huge page.
+/// Lays whole pages of a file, which are there already, over guest memory, wherever in a huge page: from then on other machines have the same ones.
+/// Memory that is shared with another process stays as it is.
 ///
 /// # Errors
 /// [`MemoryError::Map`] if the range is not whole pages in one piece of RAM, or the file is too short or cannot be mapped.
 pub fn share_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> Result<(), MemoryError> {
+    if is_shared(ram) {
+        return Ok(());
+    }
     map_pages(ram, addr, file, offset, len).map_err(|source| MemoryError::Map { addr, offset, len, source })
 }
 
@@ -157,14 +174,16 @@ pub fn make_own(ram: &GuestRam, addr: u64, len: u64) {
 
 /// Gives the whole pages within a slice of guest memory back to the host. The guest finds zeroes there, or what a mapped file has. Returns the
 /// bytes given back.
-pub fn give_back(slice: &VolatileSlice<'_>) -> u64 {
+pub fn give_back(ram: &GuestRam, slice: &VolatileSlice<'_>) -> u64 {
     let guard = slice.ptr_guard_mut();
     let (begin, end) = (guard.as_ptr().addr(), guard.as_ptr().addr().saturating_add(slice.len()));
     let (first, last) = (begin.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
     let Some(len) = last.checked_sub(first).filter(|len| *len > 0) else { return 0 };
+    // Pages of a file that others have mapped too go by a hole in the file (madvise(2)).
+    let advice = if is_shared(ram) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     // SAFETY: [first, last) lies within the slice, and slices are made of guest memory only, which nothing of ours refers to except through
     // volatile accesses that expect it to change at any time; the mapping itself stays.
-    let done = unsafe { libc::madvise(guard.as_ptr().with_addr(first).cast(), len, libc::MADV_DONTNEED) };
+    let done = unsafe { libc::madvise(guard.as_ptr().with_addr(first).cast(), len, advice) };
     if done == 0 { len as u64 } else { 0 }
 }
 
@@ -267,7 +286,7 @@ mod tests {
     fn whole_pages_are_given_back() {
         let ram = reserve(4).unwrap();
         ram.write_slice(&pattern(5 * 4096), GuestAddress(PAGE)).unwrap();
-        let back = |addr: u64, len: usize| give_back(&ram.get_slice(GuestAddress(addr), len).unwrap());
+        let back = |addr: u64, len: usize| give_back(&ram, &ram.get_slice(GuestAddress(addr), len).unwrap());
         assert_eq!((back(PAGE + 1, 4096), back(2 * PAGE - 1, 4096), back(PAGE, 4095)), (0, 0, 0), "no page is whole");
         assert_eq!(back(2 * PAGE - 5, 3 * 4096), 2 * PAGE);
         let mut read = vec![0; 5 * 4096];

@@ -52,7 +52,7 @@ impl VirtioDevice for Balloon {
                 DEFLATE => {}
                 _ => {
                     for piece in chain.writable.pieces() {
-                        give_back(piece);
+                        give_back(ram, piece);
                     }
                 }
             }
@@ -71,7 +71,7 @@ fn inflate(ram: &GuestRam, numbers: &Area<'_>) {
     for number in bytes.get(..got).unwrap_or(&[]).as_chunks().0 {
         let addr = GuestAddress(u64::from(u32::from_le_bytes(*number)) * PAGE);
         if let Ok(page) = ram.get_slice(addr, PAGE_BYTES) {
-            give_back(&page);
+            give_back(ram, &page);
         }
     }
 }

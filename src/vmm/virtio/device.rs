@@ -69,6 +69,11 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn undelivered(&self) -> u64 {
         0
     }
+
+    /// Why the host's side of the device is gone, if it is: the device does nothing any more.
+    fn lost(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What a live device works with while it is called.

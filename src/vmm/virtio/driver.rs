@@ -64,7 +64,11 @@ pub(super) struct Driver {
 impl Driver {
     /// Registers untouched. `make` gets what watches descriptors.
     pub(super) fn new<D: VirtioDevice + 'static>(make: impl FnOnce(Sources) -> D) -> Self {
-        let ram = Arc::new(reserve(MEMORY).unwrap());
+        Self::over(Arc::new(reserve(MEMORY).unwrap()), make)
+    }
+
+    /// The same over this memory, which has at least as much.
+    pub(super) fn over<D: VirtioDevice + 'static>(ram: Arc<GuestRam>, make: impl FnOnce(Sources) -> D) -> Self {
         let poller = Arc::new(Poller::new().unwrap());
         let device = make(Sources::new(poller.clone(), 0));
         let line = Arc::new(Line::default());

@@ -36,7 +36,7 @@ enum Phase {
     Setup,
     /// The layout is frozen.
     Live(Vec<Option<LiveQueue>>),
-    /// The driver broke a rule; waits for its reset.
+    /// The driver broke a rule, or the host's side of the device is gone; waits for its reset.
     Broken,
 }
 
@@ -63,6 +63,8 @@ struct State {
     driver_features: u64,
     /// Queues that wait for the event loop, one bit each.
     pending: u32,
+    /// The event loop knows that the host's side is gone.
+    loss_told: bool,
 }
 
 impl MmioDevice {
@@ -79,6 +81,7 @@ impl MmioDevice {
             driver_features_page: 0,
             driver_features: 0,
             pending: 0,
+            loss_told: false,
         };
         Self { ram, interrupt, counters: Counters::default(), again, state: Mutex::new(state) }
     }
@@ -96,6 +99,14 @@ impl MmioDevice {
     /// Bytes that the guest has handed over and the host has not taken yet.
     pub fn undelivered(&self) -> u64 {
         self.lock().device.undelivered()
+    }
+
+    /// Why the host's side of the device is gone, once.
+    pub fn take_loss(&self) -> Option<String> {
+        let mut state = self.lock();
+        let loss = state.device.lost().map(str::to_owned).filter(|_| !state.loss_told);
+        state.loss_told |= loss.is_some();
+        loss
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -175,6 +186,7 @@ impl MmioDevice {
         let (ram, interrupt, counters, features) = (&*self.ram, &self.interrupt, &self.counters, *features);
         let mut io = DeviceIo { ram, queues, interrupt, counters, features };
         match call(&mut **device, &mut io) {
+            Ok(_) if device.lost().is_some() => self.lose(&mut state),
             Ok(Next::Wait) => {}
             Ok(Next::Again(queue)) => {
                 *pending |= 1_u32.checked_shl(u32::from(queue)).unwrap_or(0);
@@ -184,9 +196,20 @@ impl MmioDevice {
         }
     }
 
-    /// The driver broke a rule: DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2).
+    /// The driver broke a rule.
     fn break_down(&self, state: &mut State) {
         self.counters.faults.add();
+        self.ask_for_reset(state);
+    }
+
+    /// The host's side of the device is gone, which the event loop tells.
+    fn lose(&self, state: &mut State) {
+        self.ask_for_reset(state);
+        self.again.ring();
+    }
+
+    /// DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2).
+    fn ask_for_reset(&self, state: &mut State) {
         state.phase = Phase::Broken;
         state.pending = 0;
         self.interrupt.raise(CONFIG_CHANGE);
@@ -205,7 +228,10 @@ impl MmioDevice {
         let State { device, phase: Phase::Live(queues), driver_features: features, .. } = state else { return };
         let (ram, interrupt, counters, features) = (&*self.ram, &self.interrupt, &self.counters, *features);
         let mut io = DeviceIo { ram, queues, interrupt, counters, features };
-        if device.start(&mut io).is_err() {
+        let started = device.start(&mut io);
+        if device.lost().is_some() {
+            self.lose(state);
+        } else if started.is_err() {
             self.break_down(state);
         }
     }
@@ -321,6 +347,9 @@ impl State {
         (self.queue, self.device_features_page, self.driver_features_page) = (0, 0, 0);
         (self.driver_features, self.pending) = (0, 0);
         device.interrupt.acknowledge(u32::MAX);
+        if self.device.lost().is_some() {
+            device.again.ring();
+        }
     }
 }
 

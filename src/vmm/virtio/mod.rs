@@ -20,6 +20,7 @@ pub mod console;
 pub mod counters;
 pub mod device;
 pub mod fault;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -64,6 +64,19 @@ impl QueueSetup {
     }
 }
 
+/// Where the parts of a queue are, by guest address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rings {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Descriptor table.
+    pub table: u64,
+    /// Available ring.
+    pub avail: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
 /// A request of the driver: what the device may read and where it may write.
 #[derive(Debug)]
 pub struct Chain<'a> {
@@ -116,6 +129,12 @@ pub struct LiveQueue {
 }
 
 impl LiveQueue {
+    /// Where it is, for a back end in another process.
+    pub fn rings(&self) -> Rings {
+        let queue = &self.queue;
+        Rings { size: queue.size(), table: queue.desc_table(), avail: queue.avail_ring(), used: queue.used_ring() }
+    }
+
     /// Takes the next chain, if there is one. A chain that breaks a rule is consumed: it is never looked at again.
     ///
     /// # Errors
