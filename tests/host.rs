@@ -38,6 +38,8 @@ mod share;
 mod bad_ends;
 #[path = "host/bad_input.rs"]
 mod bad_input;
+#[path = "host/binds.rs"]
+mod binds;
 #[path = "host/bridge.rs"]
 mod bridge;
 #[path = "conformance/mod.rs"]
@@ -75,6 +77,7 @@ mod volumes;
 const ALL: &[&[runner::Case]] = &[
     bad_ends::CASES,
     bad_input::CASES,
+    binds::CASES,
     bridge::CASES,
     copy::CASES,
     devices::CASES,
@@ -91,8 +94,8 @@ const ALL: &[&[runner::Case]] = &[
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,
-    stats::CASES,
     share::CASES,
+    stats::CASES,
     volumes::CASES,
 ];
 

@@ -45,6 +45,7 @@ pub(super) fn all(host: &HostFacts, kvm: &KvmFinding, places: &Places) -> Vec<Ch
     checks.extend(FILE_SYSTEMS.map(file_system));
     checks.push(erofs_from_files(&host.kernel));
     checks.push(network(&places.search, Path::new("/dev/net/tun")));
+    checks.push(shares(tools::file_server(&places.search).as_deref()));
     checks.push(user());
     checks.push(disk(&places.store));
     checks.push(lab(places));
@@ -197,6 +198,17 @@ fn erofs_from_files(kernel: &str) -> Check {
     Check::new(name, CheckStatus::Missing, "neither Linux 6.12 nor loop devices", mend)
 }
 
+/// What serves folders of the host to microVMs.
+fn shares(file_server: Option<&Path>) -> Check {
+    let name = "folders in microVMs";
+    if let Some(program) = file_server {
+        return Check::new(name, CheckStatus::Ok, program.display().to_string(), None);
+    }
+    let package = tools::package_of_file_server(Path::new("/etc/os-release"));
+    let mend = format!("{}; until then use volumes, or --isolation container", install(std::iter::once(package)));
+    Check::new(name, CheckStatus::Warn, "no virtiofsd, which serves folders of the host (-v /path:/path)", mend)
+}
+
 /// What the default network of both isolations needs: passt for microVMs, pasta for containers, and a tap that pasta, as nobody, can make.
 fn network(search: &[PathBuf], tun: &Path) -> Check {
     let name = "network";
@@ -339,6 +351,13 @@ mod tests {
         assert!(network(&search, &tun).mend.unwrap().contains("chmod"));
         fs::set_permissions(&tun, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
         assert_eq!(network(&search, &tun).status, CheckStatus::Ok);
+    }
+
+    #[test]
+    fn folders_in_microvms_need_a_file_server() {
+        let check = shares(None);
+        assert!(check.status == CheckStatus::Warn && check.mend.unwrap().contains("apt-get install"));
+        assert_eq!(shares(Some(Path::new("/x/virtiofsd"))).status, CheckStatus::Ok);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub fn missing_for_lab(search: &[PathBuf], kernel: bool) -> Vec<MissingTool> {
 }
 
 /// Debian 12 has virtiofsd in a package of QEMU's, later ones in one of its own.
-fn package_of_file_server(release: &Path) -> &'static str {
+pub(crate) fn package_of_file_server(release: &Path) -> &'static str {
     let text = fs::read_to_string(release).unwrap_or_default();
     let version = text.lines().find_map(|l| l.strip_prefix("VERSION_ID="));
     match version.and_then(|v| v.trim_matches('"').parse::<f32>().ok()) {

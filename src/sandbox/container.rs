@@ -12,6 +12,7 @@ use duplex_wire::FailureKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::inside::ContainerInside;
+use super::binds::{self, BindError};
 use super::cgroup::{Cgroup, CgroupError};
 use super::network::{self, UserNetwork};
 use super::relay::Relay;
@@ -65,8 +66,8 @@ enum ContainerError {
     Pieces(usize),
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    #[error("bind source path does not exist: {0}")]
-    NoSource(PathBuf),
+    #[error(transparent)]
+    Source(#[from] BindError),
     #[error("Cannot mount {path} of the host")]
     Bind {
         path: PathBuf,
@@ -187,10 +188,11 @@ impl ContainerBackend {
                 MountSource::Volume { name, .. } => {
                     opened.push(Volumes::of(&self.store).attach(name, mount.read_only, &spec.id)?.disk.into());
                 }
-                MountSource::Bind { path } => {
+                MountSource::Bind { path, create } => {
+                    binds::prepare(path, *create)?;
                     let view = tree_view(path, mount.read_only);
                     opened.push(view.map_err(|source| match source.kind() {
-                        io::ErrorKind::NotFound => ContainerError::NoSource(path.clone()),
+                        io::ErrorKind::NotFound => BindError::NoSource(path.clone()).into(),
                         _ => ContainerError::Bind { path: path.clone(), source },
                     })?);
                 }

@@ -19,6 +19,7 @@ mod machine;
 mod monitor;
 mod mounts;
 mod outcome;
+mod shares;
 mod streams;
 
 use std::fs::File;
@@ -29,14 +30,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use duplex_wire::ToGuest;
+use duplex_wire::{Mount, ToGuest};
 
 use self::board::Board;
 use self::course::{Course, End};
 use self::inside::MicroVmInside;
-use self::life::Life;
+use self::life::{Life, Orders};
 use self::machine::{Ends, Machine, Wires};
 use self::monitor::{Monitor, Reach};
+use self::shares::{ShareError, Shares};
 use self::streams::Pumps;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
@@ -46,8 +48,8 @@ use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Std
 use crate::net::bridge::BridgeError;
 use crate::net::{self, NetError, PASST};
 use crate::spec::{
-    Attachment, Installation, Isolation, Limits, MIB, MemorySize, MemorySwap, Moments, NetworkMode, Outcome, SandboxId,
-    SandboxSpec, State, TerminalSize, Usage,
+    Attachment, Exit, Installation, Isolation, Limits, MIB, MemorySize, MemorySwap, Moments, NetworkMode, Outcome,
+    SandboxId, SandboxSpec, State, TerminalSize, Usage,
 };
 use crate::volume::VolumeError;
 
@@ -155,9 +157,9 @@ pub enum MicroVmError {
     /// More than a machine has places for.
     #[error("A microVM has at most {most} volumes, not {0}", most = mounts::MOST_VOLUMES)]
     Volumes(usize),
-    /// Not yet possible.
-    #[error("A microVM cannot share {0} of the host: use a volume (-v NAME:{1}), or run it with --isolation container")]
-    Bind(PathBuf, String),
+    /// A folder or file of the host.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// Called twice.
     #[error("It has been started before")]
     Started,
@@ -233,25 +235,29 @@ impl MicroVmBackend {
         let wire = network.is_some().then(net::wire).transpose()?;
         let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
         let volumes = mounts::attach(&self.installation, spec)?;
+        let mut shares = Shares::open(spec)?;
         // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
         let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.installation.state, &mut briefing))?;
         let bridge = network.as_ref().map_or(Ok(None), UserNetwork::tap)?;
-        let (machine, ends) = machine::build(spec, &self.installation, &root, Wires { user: ours, bridge }, &volumes)?;
+        let wires = Wires { user: ours, bridge, shares: shares.connect(slot.path())? };
+        let (machine, ends) = machine::build(spec, &self.installation, &root, wires, &volumes)?;
         drop(volumes);
+        let mounts = mounts::for_guest(spec, &shares);
         let monitor = self.installation.monitor.clone();
         let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
         let Ends { control, agent, stdin, stdout, stderr } = ends;
         let agent = Client::new(agent)?;
         let voice = agent.voice();
-        let ready = Ready { machine, control, agent, stdio, streams: (stdin, stdout, stderr), monitor, briefing, wire };
+        let streams = (stdin, stdout, stderr);
+        let ready = Ready { machine, control, agent, stdio, streams, monitor, briefing, mounts, wire };
         let inside = Arc::new(MicroVmInside {
             id: spec.id.clone(),
             hostname: spec.hostname.clone(),
             board: Arc::default(),
             reach: Arc::default(),
             voice: voice.clone(),
-            cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits))?),
+            cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits, shares.count()))?),
             size: machine::size(&spec.limits)
                 .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
@@ -259,6 +265,7 @@ impl MicroVmBackend {
         network.as_mut().map_or(Ok(()), |network| network.create(spec))?;
         Ok(MicroVm {
             network,
+            shares,
             slot: Some(slot),
             spec: spec.clone(),
             kernel: spec.kernel.clone().unwrap_or_else(|| self.installation.kernel.clone()),
@@ -290,13 +297,14 @@ impl Backend for MicroVmBackend {
 }
 
 /// Limits of the monitor's cgroup on the host: the machine's size is a limit of its own, the guest's processes are the guest's.
-fn host_limits(limits: &Limits) -> Limits {
+fn host_limits(limits: &Limits, shares: usize) -> Limits {
     let memory = limits.memory.unwrap_or(machine::DEFAULT_MEMORY).mib_ceil().saturating_mul(MIB);
+    let (for_files, for_servers) = shares::allowance(shares, memory);
     Limits {
-        memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY))),
+        memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY).saturating_add(for_files))),
         swap: MemorySwap::NONE,
         cpus: limits.cpus,
-        pids: Some(MONITOR_THREADS),
+        pids: Some(MONITOR_THREADS.saturating_add(for_servers)),
         cpu_shares: limits.cpu_shares,
     }
 }
@@ -322,6 +330,7 @@ struct Ready {
     streams: Streams,
     monitor: PathBuf,
     briefing: Briefing,
+    mounts: Vec<Mount>,
     /// passt's end of the network device's wire.
     wire: Option<UnixStream>,
 }
@@ -330,6 +339,7 @@ struct Ready {
 #[derive(Debug)]
 struct MicroVm {
     network: Option<UserNetwork>,
+    shares: Shares,
     spec: SandboxSpec,
     kernel: PathBuf,
     boot_deadline: Duration,
@@ -352,7 +362,7 @@ struct MicroVm {
 impl MicroVm {
     fn run(&mut self) -> Result<(), MicroVmError> {
         let ready = self.ready.take().ok_or(MicroVmError::Started)?;
-        let Ready { machine, control, agent, stdio, streams, monitor, briefing, wire } = ready;
+        let Ready { machine, control, agent, stdio, streams, monitor, briefing, mounts, wire } = ready;
         let pumps = self.pumps.as_mut().ok_or(MicroVmError::Started)?;
         if let (Some(from), Some(to)) = (stdio.stdin, streams.0) {
             pumps.input(from, to).map_err(MicroVmError::Resource)?;
@@ -366,6 +376,7 @@ impl MicroVm {
             network.start_passt(&wire)?;
         }
         let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
+        self.shares.start(cgroup.as_fd())?;
         let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
@@ -373,8 +384,13 @@ impl MicroVm {
         let life = Life::new(agent, monitor, Arc::clone(&self.reach), Arc::clone(&self.board));
         let life = self.unfollowed.insert(life);
         self.network.as_mut().map_or(Ok(()), UserNetwork::wait_until_ready)?;
-        life.until_started(&self.spec, &briefing, self.boot_deadline, &self.moments)?;
+        let orders = Orders { spec: &self.spec, briefing: &briefing, mounts: &mounts };
+        life.until_started(&orders, self.boot_deadline, &self.moments)?;
         if let Some(source) = life.why_not_made() {
+            // The monitor knows only that a file server is not there.
+            if let Some(failure) = self.shares.failure() {
+                return Err(ShareError::Ended(failure).into());
+            }
             return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }
         if let (Some(life), Some(pumps)) = (self.unfollowed.take(), self.pumps.take()) {
@@ -404,6 +420,7 @@ impl MicroVm {
         }
         self.board.end();
         self.network.as_mut().into_iter().for_each(UserNetwork::end);
+        self.shares.end();
         let released = self.slot.take().map_or(Ok(()), Slot::release).map_err(MicroVmError::Shelf);
         if ended { released } else { Err(MicroVmError::Immortal) }
     }
@@ -438,6 +455,11 @@ impl Sandbox for MicroVm {
     fn wait(&mut self) -> Result<Outcome, SandboxError> {
         let followed = if self.followed { Ok(()) } else { Err(MicroVmError::NotStarted) };
         let mut outcome = followed.and_then(|()| self.end.wait()).map_err(|e| error("wait for", &self.spec.id, e))?;
+        if outcome.exit == Exit::SandboxFailed
+            && let Some(failure) = self.shares.failure()
+        {
+            outcome.reason = Some(failure);
+        }
         outcome.reason = outcome.reason.or_else(|| self.network.as_ref().and_then(UserNetwork::failure));
         Ok(outcome)
     }

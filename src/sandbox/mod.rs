@@ -1,6 +1,7 @@
 //! The trait over both engines, and what of a sandbox survives on disk.
 
 pub mod agent;
+mod binds;
 pub mod cgroup;
 pub mod container;
 pub mod fake;

@@ -27,10 +27,13 @@ pub enum MountSource {
         /// While it is empty it is filled with what the image has at the target.
         copy: bool,
     },
-    /// A file or folder of the host (containers only).
+    /// A file or folder of the host.
     Bind {
         /// Absolute.
         path: PathBuf,
+        /// If it is not there, it becomes a folder.
+        #[serde(default)]
+        create: bool,
     },
 }
 

@@ -1,6 +1,8 @@
 //! What a command finds on its root file system, and what it cannot reach.
 
-use duplex::spec::Exit;
+use std::path::PathBuf;
+
+use duplex::spec::{Exit, MountSource, MountSpec};
 
 use super::stage::Stage;
 use crate::runner::Verdict;
@@ -76,5 +78,49 @@ pub(crate) fn devices_of_the_host_stay_closed(stage: &Stage) -> Verdict {
         head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x > /dev/null; echo x > /dev/full && exit 13
         echo fine";
     assert_eq!(stage.shell(script).good(), "4\n4\nfine\n");
+    Ok(())
+}
+
+fn bind(path: PathBuf, target: &str, read_only: bool) -> MountSpec {
+    MountSpec { target: target.into(), read_only, source: MountSource::Bind { path, create: false } }
+}
+
+pub(crate) fn folders_of_the_host_are_shared(stage: &Stage) -> Verdict {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    std::fs::create_dir_all(at("whole/below")).unwrap();
+    for name in ["whole/file", "single", "beside"] {
+        std::fs::write(at(name), format!("{name}\n")).unwrap();
+    }
+    std::os::unix::fs::symlink(at("beside"), at("whole/out")).unwrap();
+    let script = "set -e
+        cat /in/file /one; echo written > /in/below/new; chown 1000:1001 /in/below/new; echo more >> /one
+        cat /in/out 2>/dev/null && exit 9
+        touch /still/x 2>/dev/null && exit 10
+        cat /still/file; ls /; cd /in; mkdir made; mv file made/; ls made";
+    let mut spec = stage.spec(&["sh", "-c", script]);
+    spec.mounts =
+        vec![bind(at("whole"), "/in", false), bind(at("single"), "/one", false), bind(at("whole"), "/still", true)];
+    let text = stage.run(&spec).good();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..3], ["whole/file", "single", "whole/file"]);
+    assert!(lines.contains(&"in") && !lines.contains(&"beside") && lines.last() == Some(&"file"), "{text}");
+    assert_eq!(std::fs::read_to_string(at("whole/below/new")).unwrap(), "written\n");
+    let new = std::fs::metadata(at("whole/below/new")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((new.uid(), new.gid()), (1000, 1001));
+    assert_eq!(std::fs::read_to_string(at("single")).unwrap(), "single\nmore\n");
+    assert!(at("whole/made/file").is_file() && !at("whole/file").exists());
+    Ok(())
+}
+
+pub(crate) fn a_folder_that_is_not_there_is_told(stage: &Stage) -> Verdict {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let mut spec = stage.spec(&["true"]);
+    spec.mounts = vec![bind(missing.clone(), "/in", false)];
+    let words = stage.must_fail(&spec);
+    assert!(words.contains(&format!("bind source path does not exist: {}", missing.display())), "{words}");
+    assert!(!missing.exists());
     Ok(())
 }

@@ -48,6 +48,8 @@ macro_rules! all_promises {
             files::files_come_and_go_on_the_overlay,
             files::etc_files_are_ours,
             files::nothing_of_the_host_is_seen,
+            files::folders_of_the_host_are_shared,
+            files::a_folder_that_is_not_there_is_told,
             limits::memory_ends_with_137,
             limits::processes_are_counted,
             limits::limits_change_while_it_runs,

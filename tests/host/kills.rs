@@ -93,7 +93,7 @@ struct Round {
 impl Round {
     fn of(number: u64, chance: &mut Chance) -> Self {
         let mut options = chance.of(&[&["--net", "none"][..], &["--net", "bridge:doom"], &[]]).to_vec();
-        options.extend(chance.of(&[&["-v", "/data"][..], &[], &[]]));
+        options.extend(chance.of(&[&["-v", "/data"][..], &["-v", "/usr/share:/in:ro"], &[]]));
         options.extend(chance.of(&[&["--rm"][..], &[]]));
         Self {
             number,

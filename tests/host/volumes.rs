@@ -1,4 +1,4 @@
-//! Volumes and bind mounts: the same bytes in both isolations, one writer at a time, nothing left behind.
+//! Volumes: the same bytes in both isolations, one writer at a time, nothing left behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::debian::must;
 use crate::life::{Place, words};
 use crate::runner::{Case, Need, Verdict, cases_with};
 
-const NEEDS: &[Need] = &[
+pub(crate) const NEEDS: &[Need] = &[
     Need::Host,
     Need::Root,
     Need::Kvm,
@@ -20,7 +19,7 @@ const NEEDS: &[Need] = &[
     Need::Program("mke2fs"),
     Need::File("/usr/bin/busybox"),
 ];
-const BOTH: [&str; 2] = ["container", "microvm"];
+pub(crate) const BOTH: [&str; 2] = ["container", "microvm"];
 
 /// The image of these cases.
 pub(crate) const IMAGE: &str = "box:1";
@@ -33,7 +32,6 @@ cases_with!(
         one_sandbox_writes_and_who_reads_cannot,
         volumes_without_a_name_go_with_their_sandbox,
         a_volume_that_was_not_made_is_made_at_the_start,
-        folders_of_the_host_are_for_containers,
         what_was_synced_survives_the_monitor,
         a_killed_container_lets_go,
         freed_blocks_are_given_back,
@@ -110,14 +108,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// `run --rm` of a script with these options.
-fn run(place: &Place, isolation: &str, options: &[&str], script: &str) -> Output {
+pub(crate) fn run(place: &Place, isolation: &str, options: &[&str], script: &str) -> Output {
     let front = ["run", "--rm", "--net", "none", "--isolation", isolation];
     place.output(&[&front, options, &[IMAGE, "sh", "-c", script]].concat())
 }
 
 /// The same where it must succeed: its output.
 #[track_caller]
-fn sh(place: &Place, isolation: &str, options: &[&str], script: &str) -> String {
+pub(crate) fn sh(place: &Place, isolation: &str, options: &[&str], script: &str) -> String {
     let output = run(place, isolation, options, script);
     assert!(output.status.success(), "{isolation}: {script}: {} {}", output.status, words(&output));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
@@ -125,7 +123,7 @@ fn sh(place: &Place, isolation: &str, options: &[&str], script: &str) -> String 
 
 /// The same where Duplex must refuse, in words with this in them.
 #[track_caller]
-fn refused(place: &Place, isolation: &str, options: &[&str], word: &str) {
+pub(crate) fn refused(place: &Place, isolation: &str, options: &[&str], word: &str) {
     let output = run(place, isolation, options, "true");
     assert_eq!(output.status.code(), Some(125), "{isolation}: {}", words(&output));
     assert!(words(&output).contains(word), "{isolation}: {}", words(&output));
@@ -242,33 +240,8 @@ fn a_volume_that_was_not_made_is_made_at_the_start(place: &Place) {
     }
 }
 
-fn folders_of_the_host_are_for_containers(place: &Place) {
-    let folder = place.folder().join("shared");
-    fs::create_dir_all(folder.join("below")).unwrap();
-    fs::write(folder.join("file"), "host\n").unwrap();
-    let path = folder.to_str().unwrap();
-    let sandbox = |options: &[&str], script: &str| sh(place, "container", options, script);
-    let both = format!("{path}:/in");
-    assert_eq!(sandbox(&["-v", &both], "cat /in/file; echo inside > /in/below/new"), "host");
-    assert_eq!(fs::read_to_string(folder.join("below/new")).unwrap(), "inside\n");
-    let ro = format!("type=bind,src={path},dst=/in,ro");
-    let script = "touch /in/x || mount -o remount,rw /in || touch /in/x || echo refused";
-    assert_eq!(sandbox(&["--mount", &ro], script), "refused");
-    let file = format!("{path}/file:/new/place");
-    assert_eq!(sandbox(&["-v", &file], "cat /new/place; echo more >> /new/place"), "host");
-    assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "host\nmore\n");
-    let mut here = place.duplex(&["run", "--rm", "--isolation", "container", "-v", "./below:/in", IMAGE, "ls", "/in"]);
-    assert_eq!(must(here.current_dir(&folder)), "new\n", "relative to the caller's folder");
-    // What a link of the image names is in the image.
-    sandbox(&["-v", &format!("{path}:/away/deep")], "ls /tmp/deep/file");
-    refused(place, "container", &["-v", "/no/such:/in"], "bind source path does not exist: /no/such");
-    refused(place, "microvm", &["-v", &both], "use a volume");
-    fs::remove_dir_all(&folder).unwrap();
-    place.must_be_clean("binds");
-}
-
 /// The monitor of a sandbox: a child of its keeper.
-fn monitor(place: &Place, name: &str) -> i32 {
+pub(crate) fn monitor(place: &Place, name: &str) -> i32 {
     monitor_of(&place.look(name, "{{.State.Pid}}"))
 }
 

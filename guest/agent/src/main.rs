@@ -64,12 +64,12 @@ fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
     start.networks.iter().try_for_each(network::configure)?;
     workload.limit(start.pids)?;
     root::mount_image(&start.root)?;
-    let volumes = mounts::mount(&start.mounts)?;
+    let mounts = mounts::mount(&start.mounts)?;
     match launch::launch(&start, &workload)? {
         launch::Launched::Running(command) => {
             host.tell(&ToHost::Started)?;
             let ending = supervise::to_the_end(command, host)?;
-            if let Err(trouble) = volumes.close() {
+            if let Err(trouble) = mounts.close() {
                 host.tell(&ToHost::Log { text: trouble.chain() })?;
             }
             host.tell(&ToHost::Exited { ending, oom: workload.had_oom_kill()? })

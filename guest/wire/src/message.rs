@@ -92,7 +92,7 @@ pub struct Start {
     pub sysctls: Vec<Sysctl>,
     /// The network interfaces that the machine has, loopback not counted.
     pub networks: Vec<Network>,
-    /// Volumes, in the order in which they are mounted.
+    /// Volumes and shares, in the order in which they are mounted.
     pub mounts: Vec<Mount>,
 }
 
@@ -110,17 +110,34 @@ pub struct Root {
     pub read_only: bool,
 }
 
-/// A volume in the image.
+/// What is mounted beside the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Where: an absolute path.
     pub target: String,
-    /// Name of its block device, such as `vdb`.
-    pub disk: String,
     /// Writes are refused.
     pub read_only: bool,
-    /// While it is empty it is filled with what the image has at the target.
-    pub copy: bool,
+    /// What is there.
+    pub source: MountSource,
+}
+
+/// What a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A volume.
+    Volume {
+        /// Name of its block device, such as `vdb`.
+        disk: String,
+        /// While it is empty it is filled with what the image has at the target.
+        copy: bool,
+    },
+    /// A folder or file of the host, by a file system device.
+    Share {
+        /// The device's tag.
+        tag: String,
+        /// It is this one file in the device's file system, not all of it.
+        file: Option<String>,
+    },
 }
 
 /// What the agent tells the host.

@@ -40,7 +40,7 @@ pub(crate) struct RunArgs {
     /// Limits
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Mount a volume, or a folder or file of the host (container); /path alone is a new volume
+    /// Mount a volume, or a folder or file of the host; /path alone is a new volume
     #[arg(short, long, value_name = "[SOURCE:]/PATH[:ro|rw,nocopy]")]
     pub volume: Vec<String>,
     /// The same in words: type=volume|bind|tmpfs,source=,target=,readonly,volume-nocopy,tmpfs-size=,tmpfs-mode=

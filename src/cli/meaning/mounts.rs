@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::args::RunArgs;
-use crate::spec::{Isolation, MemorySize, MountSource, MountSpec, SandboxId, Tmpfs};
+use crate::spec::{MemorySize, MountSource, MountSpec, SandboxId, Tmpfs};
 use crate::volume;
 
 /// Most mounts of a sandbox.
@@ -49,11 +49,6 @@ pub(crate) enum MountsError {
     /// Not a name.
     #[error("{0}")]
     Name(String),
-    /// What a microVM cannot have.
-    #[error(
-        "A microVM cannot mount '{0}' of the host: use a volume, such as -v NAME:{1}, or run it with --isolation container"
-    )]
-    BindInMicroVm(String, String),
 }
 
 /// The mounts of a command line and of an image, those above before those below. The command line's file systems in memory are in `tmpfs`,
@@ -93,9 +88,6 @@ pub(crate) fn mounts(
         if let MountSource::Volume { name, anonymous: true, .. } = &mut mount.source {
             *name = format!("{id}-{number}");
         }
-        if let (Isolation::MicroVm, MountSource::Bind { path }) = (args.isolation, &mount.source) {
-            return Err(MountsError::BindInMicroVm(path.display().to_string(), mount.target.clone()));
-        }
     }
     Ok(mounts)
 }
@@ -103,10 +95,12 @@ pub(crate) fn mounts(
 /// Folders and files of the host that a command line names. What cannot be understood is left out.
 pub(crate) fn host_paths(args: &RunArgs) -> Vec<PathBuf> {
     let paths = typed(args).unwrap_or_default().into_iter().filter_map(|mount| match mount {
-        Mount::Spec(MountSpec { source: MountSource::Bind { path }, .. }) => Some(path),
+        Mount::Spec(MountSpec { source: MountSource::Bind { path, .. }, .. }) => Some(path),
         _ => None,
     });
-    paths.collect()
+    // One that has still to be made is told by the folder that will be made first.
+    let is_made = |path: &Path| path.parent().is_none_or(|above| above.as_os_str().is_empty() || above.exists());
+    paths.map(|path| path.ancestors().find(|path| is_made(path)).unwrap_or(&path).to_owned()).collect()
 }
 
 /// One mount of a command line.
@@ -170,7 +164,9 @@ fn short(text: &str) -> Result<MountSpec, MountsError> {
     }
     let source = match source {
         None => nameless(copy),
-        Some(path) if path.starts_with('/') || is_relative(path) => MountSource::Bind { path: path.into() },
+        Some(path) if path.starts_with('/') || is_relative(path) => {
+            MountSource::Bind { path: path.into(), create: true }
+        }
         Some(name) => named(name, copy)?,
     };
     Ok(MountSpec { target: clean(target)?, read_only, source })
@@ -214,7 +210,7 @@ fn long(text: &str) -> Result<Mount, MountsError> {
         "volume" => named(words.source, !words.no_copy)?,
         "bind" if words.source.is_empty() => return Err(refuse("source is required for type=bind".to_owned())),
         "bind" if words.source.starts_with('/') || is_relative(words.source) => {
-            MountSource::Bind { path: words.source.into() }
+            MountSource::Bind { path: words.source.into(), create: false }
         }
         "bind" => return Err(refuse(format!("mount path must be absolute: {}", words.source))),
         "tmpfs" if !words.source.is_empty() => return Err(refuse("type=tmpfs has no source".to_owned())),
@@ -302,8 +298,8 @@ mod tests {
         MountSpec { target: target.into(), read_only, source }
     }
 
-    fn bind(target: &str, path: &str, read_only: bool) -> MountSpec {
-        MountSpec { target: target.into(), read_only, source: MountSource::Bind { path: path.into() } }
+    fn bind(target: &str, path: &str, read_only: bool, create: bool) -> MountSpec {
+        MountSpec { target: target.into(), read_only, source: MountSource::Bind { path: path.into(), create } }
     }
 
     #[test]
@@ -315,9 +311,9 @@ mod tests {
             ("-v data:/srv:ro,nocopy", volume("/srv", "data", true, false)),
             ("-v /a/../srv//x/.", volume("/srv/x", "0123456789ab-0", false, true)),
             ("--mount target=/srv", volume("/srv", "0123456789ab-0", false, true)),
-            ("-v /etc:/srv:ro", bind("/srv", "/etc", true)),
-            ("-v ./here:/srv:rw", bind("/srv", "./here", false)),
-            ("--mount type=bind,src=/etc,destination=/srv,readonly=true", bind("/srv", "/etc", true)),
+            ("-v /etc:/srv:ro", bind("/srv", "/etc", true, true)),
+            ("-v ./here:/srv:rw", bind("/srv", "./here", false, true)),
+            ("--mount type=bind,src=/etc,destination=/srv,readonly=true", bind("/srv", "/etc", true, false)),
         ] {
             assert_eq!(meant(line, &[]).unwrap(), [expected], "{line}");
         }
@@ -368,17 +364,8 @@ mod tests {
             ("--mount tmpfs-size=1m,target=/a", "type=tmpfs"),
             ("--mount type=tmpfs,tmpfs-mode=9,target=/a", "tmpfs-mode"),
             ("--mount ro=maybe,target=/a", "maybe"),
-            ("--isolation microvm -v /etc:/a", "microVM cannot mount '/etc'"),
         ] {
-            let line = line.strip_prefix("--isolation microvm").map_or_else(
-                || meant(line, &[]),
-                |rest| {
-                    let words = format!("{rest} img");
-                    let args = Run::try_parse_from(["run"].into_iter().chain(words.split_whitespace())).unwrap().args;
-                    mounts(&args, &[], &"0123456789ab".parse().unwrap(), &mut Vec::new())
-                },
-            );
-            let words = line.unwrap_err().to_string();
+            let words = meant(line, &[]).unwrap_err().to_string();
             assert!(words.contains(word), "{words}");
         }
         assert_eq!(meant("", &["rel"]), Err(MountsError::Relative("rel".into())));

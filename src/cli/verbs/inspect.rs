@@ -116,7 +116,7 @@ fn described_check(check: &Healthcheck) -> Value {
 fn described_mount(mount: &MountSpec, store: Option<&Path>) -> Value {
     let (kind, name, source) = match &mount.source {
         MountSource::Volume { name, .. } => ("volume", Some(name), store.map(|store| Volumes::of(store).disk(name))),
-        MountSource::Bind { path } => ("bind", None, Some(path.clone())),
+        MountSource::Bind { path, .. } => ("bind", None, Some(path.clone())),
     };
     json!({
         "Type": kind,

@@ -218,7 +218,7 @@ fn definition(context: &Context, args: &RunArgs, image: &Image) -> Result<Defini
         *path = std::path::absolute(&*path).map_err(run_failed)?;
     }
     for mount in &mut spec.mounts {
-        if let MountSource::Bind { path } = &mut mount.source {
+        if let MountSource::Bind { path, .. } = &mut mount.source {
             *path = std::path::absolute(&*path).map_err(run_failed)?;
         }
     }

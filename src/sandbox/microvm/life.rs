@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use duplex_wire::{Root, Start, ToHost};
+use duplex_wire::{Mount, Root, Start, ToHost};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::board::Board;
@@ -17,6 +17,14 @@ use crate::sys::clock::monotonic_ns;
 
 /// Bytes of randomness that a guest is given.
 const SEED: usize = 64;
+
+/// What the agent is told of its sandbox.
+#[derive(Debug)]
+pub(super) struct Orders<'a> {
+    pub(super) spec: &'a SandboxSpec,
+    pub(super) briefing: &'a Briefing,
+    pub(super) mounts: &'a [Mount],
+}
 
 /// Both peers and what they have said.
 #[derive(Debug)]
@@ -42,8 +50,7 @@ impl Life {
     /// Waits until the command runs or never will: a machine that is never made ([`Life::why_not_made`]) or ends on the way is no error here.
     pub(super) fn until_started(
         &mut self,
-        spec: &SandboxSpec,
-        briefing: &Briefing,
+        orders: &Orders<'_>,
         patience: Duration,
         moments: &Mutex<Moments>,
     ) -> Result<(), MicroVmError> {
@@ -56,7 +63,7 @@ impl Life {
             }
             if self.greeted && !asked {
                 asked = true;
-                self.agent.start(start_message(spec, briefing)?)?;
+                self.agent.start(start_message(orders)?)?;
             }
         }
         Ok(())
@@ -219,7 +226,8 @@ fn note(moments: &Mutex<Moments>, moment: Moment, at_ns: u64) {
 }
 
 /// The agent's orders, with fresh randomness and the time of now.
-fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, MicroVmError> {
+fn start_message(orders: &Orders<'_>) -> Result<Start, MicroVmError> {
+    let Orders { spec, briefing, mounts } = orders;
     let mut seed = vec![0; SEED];
     let filled = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
     filled.map_err(|e| MicroVmError::Resource(e.into()))?;
@@ -237,6 +245,6 @@ fn start_message(spec: &SandboxSpec, briefing: &Briefing) -> Result<Start, Micro
         tmpfs: spec.tmpfs.clone(),
         sysctls: spec.sysctls.clone(),
         networks: briefing.guest.clone(),
-        mounts: super::mounts::for_guest(spec),
+        mounts: mounts.to_vec(),
     })
 }

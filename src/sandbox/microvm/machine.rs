@@ -15,7 +15,7 @@ use crate::image::RootDisk;
 use crate::net::{MAC, MTU, bridge};
 use crate::spec::{
     BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend,
-    NetDeviceSpec, SandboxSpec, SpecFd, VsockSpec, VsockStream,
+    NetDeviceSpec, SandboxSpec, ShareSpec, SpecFd, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 use crate::volume::Attached;
@@ -56,17 +56,19 @@ pub(super) struct Ends {
     pub(super) stderr: Option<UnixStream>,
 }
 
-/// What the machine's network devices are connected to.
+/// What leads from the machine to processes and networks beside it.
 #[derive(Debug)]
 pub(super) struct Wires {
     /// The wire of the user-mode network.
     pub(super) user: Option<UnixStream>,
     /// The tap in a shared network.
     pub(super) bridge: Option<(OwnedFd, BridgeAttachment)>,
+    /// To the file servers of shares, with the tags of their devices.
+    pub(super) shares: Vec<(String, UnixStream)>,
 }
 
 impl Wires {
-    /// Their devices: the guest's first interface is the first of them.
+    /// Network devices: the guest's first interface is the first of them.
     fn devices(self, fds: &mut Numbered) -> Result<Vec<NetDeviceSpec>, MicroVmError> {
         let mut devices = Vec::new();
         if let Some(wire) = self.user {
@@ -102,7 +104,7 @@ pub(super) fn build(
     spec: &SandboxSpec,
     installation: &Installation,
     root: &RootDisk,
-    wires: Wires,
+    mut wires: Wires,
     volumes: &[(&MountSpec, Attached)],
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
@@ -122,6 +124,9 @@ pub(super) fn build(
     }
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
 
+    let shares = std::mem::take(&mut wires.shares).into_iter();
+    let shares = shares.map(|(tag, socket)| Ok(ShareSpec { tag, socket: fds.add(socket)? }));
+    let shares = shares.collect::<Result<_, MicroVmError>>()?;
     let nets = wires.devices(&mut fds)?;
     let mut streams = Vec::new();
     let agent = fds.add_stream(port::CONTROL, &mut streams)?;
@@ -143,7 +148,7 @@ pub(super) fn build(
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
         nets,
-        shares: Vec::new(),
+        shares,
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();

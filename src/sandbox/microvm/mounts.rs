@@ -1,8 +1,9 @@
-//! What is mounted into a microVM beside its image: volumes are further disks.
+//! What is mounted into a microVM beside its image: volumes are further disks, and what is the host's are shares (shares.rs).
 
 use duplex_wire::Mount;
 
 use super::MicroVmError;
+use super::shares::Shares;
 use crate::spec::{Installation, MountSource, MountSpec, SandboxSpec};
 use crate::volume::{Attached, Volumes};
 
@@ -14,30 +15,28 @@ pub(super) fn attach<'a>(
     installation: &Installation,
     spec: &'a SandboxSpec,
 ) -> Result<Vec<(&'a MountSpec, Attached)>, MicroVmError> {
-    let count = spec.mounts.iter().filter(|m| m.volume().is_some()).count();
+    let named = || spec.mounts.iter().filter_map(|mount| Some((mount, mount.volume()?)));
+    let count = named().count();
     if count > MOST_VOLUMES {
         return Err(MicroVmError::Volumes(count));
     }
-    let mut attached = Vec::with_capacity(count);
-    for mount in &spec.mounts {
-        match &mount.source {
-            MountSource::Volume { name, .. } => {
-                let volume = Volumes::of(&installation.store).attach(name, mount.read_only, &spec.id)?;
-                attached.push((mount, volume));
-            }
-            MountSource::Bind { path } => return Err(MicroVmError::Bind(path.clone(), mount.target.clone())),
-        }
-    }
-    Ok(attached)
+    let attached = named()
+        .map(|(mount, name)| Ok((mount, Volumes::of(&installation.store).attach(name, mount.read_only, &spec.id)?)));
+    attached.collect()
 }
 
-/// The same for the agent: disks are named in the order in which they are attached, behind the image's.
-pub(super) fn for_guest(spec: &SandboxSpec) -> Vec<Mount> {
+/// All mounts for the agent, in their order: disks are named in the order in which they are attached, behind the image's.
+pub(super) fn for_guest(spec: &SandboxSpec, shares: &Shares) -> Vec<Mount> {
     let mut letters = 'b'..='z';
+    let mut shares = shares.for_guest();
     let mounts = spec.mounts.iter().filter_map(|mount| {
-        let MountSource::Volume { copy, .. } = mount.source else { return None };
-        let disk = format!("vd{}", letters.next()?);
-        Some(Mount { target: mount.target.clone(), disk, read_only: mount.read_only, copy })
+        let source = match mount.source {
+            MountSource::Volume { copy, .. } => {
+                duplex_wire::MountSource::Volume { disk: format!("vd{}", letters.next()?), copy }
+            }
+            MountSource::Bind { .. } => shares.next()?,
+        };
+        Some(Mount { target: mount.target.clone(), read_only: mount.read_only, source })
     });
     mounts.collect()
 }

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Answer, Capability, Counters, Ending, FailureKind, Mount, Network, ProcessEntry, ProcessLimit, ProcessSpec,
-    Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost, Transfer, Wanted,
+    Answer, Capability, Counters, Ending, FailureKind, Mount, MountSource, Network, ProcessEntry, ProcessLimit,
+    ProcessSpec, Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost, Transfer, Wanted,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -14,6 +14,10 @@ fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn mount(target: &str, read_only: bool, source: MountSource) -> Mount {
+    Mount { target: target.into(), read_only, source }
 }
 
 fn start() -> ToGuest {
@@ -44,20 +48,23 @@ fn start() -> ToGuest {
             addresses: vec![([10, 0, 2, 15].into(), 24)],
             gateways: vec!["fe80::2".parse().unwrap()],
         }],
-        mounts: vec![Mount { target: "/v".into(), disk: "vdb".into(), read_only: true, copy: false }],
+        mounts: vec![
+            mount("/v", true, MountSource::Volume { disk: "vdb".into(), copy: false }),
+            mount("/s", false, MountSource::Share { tag: "t".into(), file: Some("f".into()) }),
+        ],
     }))
 }
 
 const CURRENT: u8 = VERSION.to_le_bytes()[0];
 
-/// Bytes of version 4, frozen. A change here needs a new `VERSION`.
+/// Bytes of version 5, frozen. A change here needs a new `VERSION`.
 #[test]
-fn version_4_is_frozen() {
+fn version_5_is_frozen() {
     let to_guest = [
         (
             start(),
             concat!(
-                "7000000004000000",
+                "7b00000005000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -81,21 +88,22 @@ fn version_4_is_frozen() {
                 "010165",
                 "01000a00020f18",
                 "0101fe800000000000000000000000000002",
-                "01022f76037664620100"
+                "02022f7601000376646200",
+                "022f7300010174010166"
             ),
         ),
-        (ToGuest::Signal(15), "0200000004000000010f"),
-        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000040000000218ac02"),
+        (ToGuest::Signal(15), "0200000005000000010f"),
+        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000050000000218ac02"),
         (
             ToGuest::Open {
                 session: 300,
                 task: Box::new(Task::Run { process: ProcessSpec::default(), hostname: "h".into() }),
             },
-            "0f0000000400000003ac02000000000000000000000168",
+            "0f0000000500000003ac02000000000000000000000168",
         ),
         (
             ToGuest::Open { session: 1, task: Box::new(Task::Copy(Transfer::Out { path: "/x".into(), follow: true })) },
-            "080000000400000003010100022f7801",
+            "080000000500000003010100022f7801",
         ),
         (
             ToGuest::Open {
@@ -106,15 +114,15 @@ fn version_4_is_frozen() {
                     keep_owner: true,
                 })),
             },
-            "0a0000000400000003010101012f00010701",
+            "0a0000000500000003010101012f00010701",
         ),
-        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000004000000040109"),
-        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000400000005010203"),
-        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000004000000060700"),
-        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000004000000060701"),
+        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000005000000040109"),
+        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000500000005010203"),
+        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000005000000060700"),
+        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000005000000060701"),
         (
             ToGuest::Ask { number: 7, question: Question::Limit { memory_bytes: Some(1), pids: None } },
-            "0600000004000000060702010100",
+            "0600000005000000060702010100",
         ),
     ];
     for (message, golden) in to_guest {
@@ -125,32 +133,32 @@ fn version_4_is_frozen() {
 #[test]
 fn version_3_of_the_agents_words_is_frozen() {
     let to_host = [
-        (ToHost::Hello { agent: "0.1.0".into() }, "07000000040000000005302e312e30"),
-        (ToHost::Started, "010000000400000001"),
-        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000400000002000178"),
-        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000400000002010178"),
-        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000400000002020178"),
-        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000400000003002a00"),
-        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000400000003010901"),
-        (ToHost::Log { text: "ab".into() }, "040000000400000004026162"),
-        (ToHost::Opened { session: 5 }, "02000000040000000505"),
-        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000040000000605000178"),
-        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000400000007050003"),
-        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000400000008070002"),
-        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000040000000807010178"),
+        (ToHost::Hello { agent: "0.1.0".into() }, "07000000050000000005302e312e30"),
+        (ToHost::Started, "010000000500000001"),
+        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000500000002000178"),
+        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000500000002010178"),
+        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000500000002020178"),
+        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000500000003002a00"),
+        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000500000003010901"),
+        (ToHost::Log { text: "ab".into() }, "040000000500000004026162"),
+        (ToHost::Opened { session: 5 }, "02000000050000000505"),
+        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000050000000605000178"),
+        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000500000007050003"),
+        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000500000008070002"),
+        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000050000000807010178"),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Processes(vec![ProcessEntry { pid: 1, ..ProcessEntry::default() }])),
             },
-            "0c00000004000000080700000101000000000000",
+            "0c00000005000000080700000101000000000000",
         ),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Counters(Counters { pids: Some(2), ..Counters::default() })),
             },
-            "0d0000000400000008070001000000010200000000",
+            "0d0000000500000008070001000000010200000000",
         ),
     ];
     for (message, golden) in to_host {
