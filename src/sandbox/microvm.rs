@@ -4,6 +4,7 @@
 //! caller's stdio -- threads (streams) -- unix sockets -- monitor -- vsock -- agent -- pipes or terminal -- command
 //!                   Client (agent.rs) -- unix socket  ----'
 //!                   Monitor           -- control socket, pidfd
+//! folder of the host -- virtiofsd (shares.rs) -- guest memory, unix socket -- monitor
 //! ```
 //!
 //! Once the command runs, a thread of its own (course.rs) hears agent and monitor to the end, whether anybody waits or not: further commands
@@ -296,7 +297,8 @@ impl Backend for MicroVmBackend {
     }
 }
 
-/// Limits of the monitor's cgroup on the host: the machine's size is a limit of its own, the guest's processes are the guest's.
+/// Limits of the cgroup of the monitor and of the shares' file servers: the machine's size is a limit of its own, the guest's processes are the
+/// guest's.
 fn host_limits(limits: &Limits, shares: usize) -> Limits {
     let memory = limits.memory.unwrap_or(machine::DEFAULT_MEMORY).mib_ceil().saturating_mul(MIB);
     let (for_files, for_servers) = shares::allowance(shares, memory);
