@@ -62,6 +62,8 @@ mod life;
 mod network;
 #[path = "host/programs.rs"]
 mod programs;
+#[path = "host/rates.rs"]
+mod rates;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/registry.rs"]
@@ -91,6 +93,7 @@ const ALL: &[&[runner::Case]] = &[
     net_device::CASES,
     network::CASES,
     programs::CASES,
+    rates::CASES,
     real_input::CASES,
     registry::CASES,
     runner_itself::CASES,

@@ -7,6 +7,7 @@ mod host;
 mod image;
 mod inside;
 mod life;
+mod rates;
 mod run;
 mod volume;
 
@@ -23,6 +24,7 @@ pub(super) use life::{
     AttachArgs, InspectArgs, KillArgs, LogsArgs, PortArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs,
     UpdateArgs, WaitArgs,
 };
+pub(super) use rates::RateArgs;
 pub(super) use run::{LimitArgs, PullPolicy, RunArgs};
 pub(super) use volume::{
     VolumeArgs, VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,

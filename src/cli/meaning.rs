@@ -7,6 +7,7 @@ mod further;
 mod health;
 mod mounts;
 mod network;
+mod rates;
 mod resources;
 mod signal;
 
@@ -213,6 +214,7 @@ pub(super) fn sandbox(
         },
         hostname,
         limits: limits(args)?,
+        devices: rates::devices(&args.rates),
         read_only: args.read_only,
         init: args.init,
         kernel: args.kernel.clone(),

@@ -6,11 +6,11 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::spec::{Counters, LimitChange, Limits, MIB, MemorySize, MemorySwap, SandboxId, Usage};
+use crate::spec::{Counters, DeviceRate, LimitChange, Limits, MIB, MemorySize, MemorySwap, SandboxId, Usage};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -77,6 +77,17 @@ pub enum CgroupError {
     Devices {
         /// The folder.
         path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a disk, or a kernel that does not limit disks.
+    #[error(
+        "Cannot limit the rate of the device {device}: it must be a whole disk of this host (no partition), and the kernel needs CONFIG_BLK_DEV_THROTTLING"
+    )]
+    Device {
+        /// Its node.
+        device: PathBuf,
         /// What the kernel says.
         #[source]
         source: io::Error,
@@ -201,6 +212,31 @@ impl Cgroup {
             self.write("pids.max", &pids.to_string())?;
         }
         limits.cpu_shares.map_or(Ok(()), |shares| self.write("cpu.weight", &weight(shares).to_string()))
+    }
+
+    /// Limits what its processes read from block devices and write to them ("IO Interface Files", `io.max`).
+    ///
+    /// # Errors
+    /// [`CgroupError::Device`] for what is no disk.
+    pub fn throttle(&self, devices: &[DeviceRate]) -> Result<(), CgroupError> {
+        devices.iter().try_for_each(|rate| {
+            let refused = |source| CgroupError::Device { device: rate.device.clone(), source };
+            let metadata = fs::metadata(&rate.device).map_err(refused)?;
+            if !metadata.file_type().is_block_device() {
+                return Err(refused(io::Error::from_raw_os_error(libc::ENOTBLK)));
+            }
+            let number = metadata.rdev();
+            let keys = [
+                ("rbps", rate.read_bytes),
+                ("wbps", rate.write_bytes),
+                ("riops", rate.read_operations),
+                ("wiops", rate.write_operations),
+            ];
+            let set = keys.iter().filter_map(|(key, value)| Some(format!(" {key}={}", (*value)?)));
+            let line =
+                format!("{}:{}{}", rustix::fs::major(number), rustix::fs::minor(number), set.collect::<String>());
+            write_existing(&self.path.join("io.max"), &line).map_err(refused)
+        })
     }
 
     /// Changes limits of what runs in it.

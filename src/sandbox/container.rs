@@ -128,6 +128,7 @@ impl ContainerBackend {
         moments.note(Moment::ImageReady, monotonic_ns());
         let slot = Shelf::open(&self.state)?.reserve(spec)?;
         let cgroup = Arc::new(Cgroup::create(&spec.id, &spec.limits)?);
+        cgroup.throttle(&spec.devices)?;
         if self.runtime.is_none() {
             cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
         }
@@ -186,7 +187,12 @@ impl ContainerBackend {
         for mount in &spec.mounts {
             match &mount.source {
                 MountSource::Volume { name, .. } => {
-                    opened.push(Volumes::of(&self.store).attach(name, mount.read_only, &spec.id)?.disk.into());
+                    let volume = Volumes::of(&self.store).attach(name, mount.read_only, &spec.id)?;
+                    // A loop device goes the way that its file is open.
+                    if spec.limits_writes() {
+                        volume.go_direct(name)?;
+                    }
+                    opened.push(volume.disk.into());
                 }
                 MountSource::Bind { path, create } => {
                     binds::prepare(path, *create)?;

@@ -263,6 +263,7 @@ impl MicroVmBackend {
                 .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
         });
+        inside.cgroup.throttle(&spec.devices)?;
         network.as_mut().map_or(Ok(()), |network| network.create(spec))?;
         Ok(MicroVm {
             network,

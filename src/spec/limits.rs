@@ -113,13 +113,14 @@ impl FromStr for MemorySize {
     fn from_str(text: &str) -> Result<Self, LimitsError> {
         let refuse = || LimitsError::Memory(text.to_owned());
         let lower = text.to_ascii_lowercase();
-        let lower = lower.strip_suffix("ib").unwrap_or(&lower);
+        let short = |l: &str| l.strip_suffix('b').filter(|rest| rest.ends_with(['k', 'm', 'g'])).map(str::to_owned);
+        let lower = lower.strip_suffix("ib").map(str::to_owned).or_else(|| short(&lower)).unwrap_or(lower);
         let (number, shift) = match lower.as_bytes().last() {
             Some(b'b') => (&lower[..lower.len() - 1], 0),
             Some(b'k') => (&lower[..lower.len() - 1], 10),
             Some(b'm') => (&lower[..lower.len() - 1], 20),
             Some(b'g') => (&lower[..lower.len() - 1], 30),
-            _ => (lower, 0),
+            _ => (lower.as_str(), 0),
         };
         if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
             return Err(refuse());
@@ -206,9 +207,15 @@ mod tests {
 
     #[test]
     fn memory_sizes_read_as_docker_reads_them() {
-        for (text, bytes) in
-            [("512m", 512 * MIB), ("1g", 1 << 30), ("1GiB", 1 << 30), ("4096", 4096), ("64k", 65536), ("7b", 7)]
-        {
+        for (text, bytes) in [
+            ("512m", 512 * MIB),
+            ("1g", 1 << 30),
+            ("1GiB", 1 << 30),
+            ("4096", 4096),
+            ("64k", 65536),
+            ("64kb", 65536),
+            ("7b", 7),
+        ] {
             assert_eq!(text.parse::<MemorySize>().unwrap().0, bytes, "{text}");
         }
         for bad in ["", "m", "-1m", "1.5g", "0", "99999999999999999999", "18446744073709551615g", "1t"] {

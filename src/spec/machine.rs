@@ -50,6 +50,8 @@ pub struct DiskSpec {
     pub extents: Vec<ExtentSpec>,
     /// Writes are answered with an error and VIRTIO_BLK_F_RO is offered.
     pub read_only: bool,
+    /// Its files are open with O_DIRECT: the guest is told to read and write in 4096-byte blocks.
+    pub direct: bool,
 }
 
 /// A piece of a file.

@@ -9,6 +9,7 @@ mod machine;
 mod mounts;
 mod network;
 mod process;
+mod rates;
 mod sandbox;
 mod stats;
 mod trace;
@@ -29,6 +30,7 @@ pub use network::{
 };
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use process::{Transfer, Wanted};
+pub use rates::{DeviceRate, DeviceValue, RateError};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

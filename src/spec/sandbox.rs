@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Limits, MountSpec, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
+use super::{DeviceRate, Digest, Limits, MountSpec, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
 
 /// Which kind of walls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// Limits.
     pub limits: Limits,
+    /// Rates of the host's block devices.
+    #[serde(default)]
+    pub devices: Vec<DeviceRate>,
     /// The root file system refuses writes.
     pub read_only: bool,
     /// Its first process is an init of ours, and the command that one's child.
@@ -79,6 +82,13 @@ pub struct SandboxSpec {
     /// What is mounted beside the image, those above before those below.
     #[serde(default)]
     pub mounts: Vec<MountSpec>,
+}
+
+impl SandboxSpec {
+    /// The rate of writes to some device is limited.
+    pub fn limits_writes(&self) -> bool {
+        self.devices.iter().any(DeviceRate::limits_writes)
+    }
 }
 
 /// Where the parts of Duplex and its data are on this host.

@@ -277,8 +277,8 @@ struct Devices<'a> {
 impl Devices<'_> {
     fn make(&mut self) -> Result<(), AssembleError> {
         for (index, disk) in self.spec.disks.iter().enumerate() {
-            let disk = self.disk(index, disk)?;
-            self.list.push(Box::new(Block::new(disk)));
+            let device = Block::new(self.disk(index, disk)?);
+            self.list.push(Box::new(if disk.direct { device.in_blocks() } else { device }));
         }
         if let Some(vsock) = &self.spec.vsock {
             for stream in &vsock.streams {

@@ -76,7 +76,7 @@ mod tests {
             kernel: SpecFd(5),
             initramfs: Some(SpecFd(6)),
             cmdline: "quiet".to_owned(),
-            disks: vec![DiskSpec { extents: vec![extent], read_only: true }],
+            disks: vec![DiskSpec { extents: vec![extent], read_only: true, direct: false }],
             vsock: Some(VsockSpec { cid: 3, streams: vec![VsockStream { port: 1024, fd: SpecFd(7) }] }),
             console: None,
             nets: vec![NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],

@@ -97,9 +97,30 @@ pub struct Attached {
     pub len: u64,
 }
 
+impl Attached {
+    /// Goes past the host's page cache from now on: what is written later and by the host itself counts for nobody's rate.
+    ///
+    /// # Errors
+    /// [`VolumeError::Direct`] on a file system that cannot.
+    pub fn go_direct(&self, name: &str) -> Result<(), VolumeError> {
+        let set = rustix::fs::fcntl_getfl(&self.disk)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&self.disk, flags | rustix::fs::OFlags::DIRECT));
+        set.map_err(|e| VolumeError::Direct { name: name.to_owned(), source: e.into() })
+    }
+}
+
 /// Why a volume cannot be made, used or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
+    /// Its file system has no direct I/O.
+    #[error("The rate of writes to volume {name} cannot be limited: the file system that it is on has no direct I/O")]
+    Direct {
+        /// Its name.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
     /// A file or folder.
     #[error("Cannot {operation} {path}")]
     File {

@@ -81,6 +81,7 @@ impl Stage {
             kernel_log: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
             network: NetworkSpec::default(),
             mounts: Vec::new(),
         }

@@ -42,13 +42,19 @@ cases_with!(
 /// A busybox with a folder that has content, and one that wants a volume.
 pub(crate) fn place() -> Place {
     let mut place = Place::new();
-    let archive = place.folder().join("image.tar");
-    fs::write(&archive, archive_of_image()).unwrap();
+    let archive = archive(&place);
     place.say(&["load", "-q", "-i", archive.to_str().unwrap()]);
     place.say(&["volume", "create", "--size", "16m", "first"]);
     place.say(&["volume", "rm", "first"]);
     place.count();
     place
+}
+
+/// The image's archive, in the place's folder.
+pub(crate) fn archive(place: &Place) -> PathBuf {
+    let archive = place.folder().join("image.tar");
+    fs::write(&archive, archive_of_image()).unwrap();
+    archive
 }
 
 /// A docker-archive.

@@ -197,7 +197,7 @@ impl Machine {
         for (extents, read_only) in plan.disks {
             let extents =
                 extents.into_iter().map(|(f, offset, len)| ExtentSpec { fd: pass(f.into()), offset, len }).collect();
-            disks.push(DiskSpec { extents, read_only });
+            disks.push(DiskSpec { extents, read_only, direct: false });
         }
         let streams = plan.streams.into_iter().map(|(port, s)| VsockStream { port, fd: pass(s.into()) }).collect();
         let output = plan.console.unwrap_or_else(|| console.try_clone().unwrap().into());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::HealthArgs;
+use super::{HealthArgs, RateArgs};
 use crate::spec::{Cpus, Isolation, MemorySize, MemorySwap, NetworkChoice, Restart};
 
 /// Run an image as a microVM or as a container
@@ -40,6 +40,9 @@ pub(crate) struct RunArgs {
     /// Limits
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Rates
+    #[command(flatten)]
+    pub rates: RateArgs,
     /// Mount a volume, or a folder or file of the host; /path alone is a new volume
     #[arg(short, long, value_name = "[SOURCE:]/PATH[:ro|rw,nocopy]")]
     pub volume: Vec<String>,

@@ -76,6 +76,7 @@ mod tests {
             network: crate::spec::NetworkSpec::default(),
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
             mounts: Vec::new(),
         };
         let caller = |name: &str| (name == "MINE").then(|| "m".to_owned());

@@ -84,6 +84,7 @@ fn plain() -> SandboxSpec {
         kernel_log: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
+        devices: Vec::new(),
         network: NetworkSpec { mode: NetworkMode::User, ..NetworkSpec::default() },
         mounts: Vec::new(),
     }

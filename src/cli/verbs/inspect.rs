@@ -13,7 +13,7 @@ use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
 use crate::spec::{
-    Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetworkChoice, Status,
+    DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetworkChoice, Status,
 };
 use crate::volume::Volumes;
 
@@ -182,6 +182,11 @@ fn memory_swap(memory: Option<MemorySize>, swap: MemorySwap, isolation: Isolatio
     swap.map_or(json!(-1), |swap| json!(memory.0.saturating_add(swap)))
 }
 
+/// The devices that have this rate.
+fn rates(devices: &[DeviceRate], rate: impl Fn(&DeviceRate) -> Option<u64>) -> Value {
+    devices.iter().filter_map(|device| Some(json!({ "Path": device.device, "Rate": rate(device)? }))).collect()
+}
+
 fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
     let Limits { memory, swap, cpus, pids, cpu_shares } = seen.limits();
@@ -197,6 +202,10 @@ fn host_config(seen: &Seen) -> Value {
         "NanoCpus": cpus.map_or(0, |c| u64::from(c.0).saturating_mul(1_000_000)),
         "CpuShares": cpu_shares.unwrap_or(0),
         "PidsLimit": pids,
+        "BlkioDeviceReadBps": rates(&definition.spec.devices, |rate| rate.read_bytes),
+        "BlkioDeviceWriteBps": rates(&definition.spec.devices, |rate| rate.write_bytes),
+        "BlkioDeviceReadIOps": rates(&definition.spec.devices, |rate| rate.read_operations),
+        "BlkioDeviceWriteIOps": rates(&definition.spec.devices, |rate| rate.write_operations),
         "NetworkMode": NetworkChoice { mode: network.mode, bridge: network.bridge.clone() }.to_string(),
         "PortBindings": ports::map(&network.publish),
         "Dns": network.dns,

@@ -49,6 +49,7 @@ impl Place {
             kernel_log: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
             network: NetworkSpec::default(),
             mounts: Vec::new(),
         };

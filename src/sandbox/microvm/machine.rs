@@ -120,6 +120,7 @@ pub(super) fn build(
         disks.push(DiskSpec {
             extents: vec![ExtentSpec { fd, offset: 0, len: volume.len }],
             read_only: mount.read_only,
+            direct: spec.limits_writes(),
         });
     }
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
@@ -194,7 +195,7 @@ fn root_disk(root: &RootDisk, fds: &mut Numbered) -> Result<DiskSpec, MicroVmErr
         let fd = fds.add(open("piece of the image's root disk", &piece.path)?)?;
         Ok(ExtentSpec { fd, offset: 0, len: piece.len })
     });
-    Ok(DiskSpec { extents: extents.collect::<Result<_, MicroVmError>>()?, read_only: true })
+    Ok(DiskSpec { extents: extents.collect::<Result<_, MicroVmError>>()?, read_only: true, direct: false })
 }
 
 /// The spec as the content of a file without a name, at its begin.

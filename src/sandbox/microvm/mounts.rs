@@ -20,8 +20,13 @@ pub(super) fn attach<'a>(
     if count > MOST_VOLUMES {
         return Err(MicroVmError::Volumes(count));
     }
-    let attached = named()
-        .map(|(mount, name)| Ok((mount, Volumes::of(&installation.store).attach(name, mount.read_only, &spec.id)?)));
+    let attached = named().map(|(mount, name)| {
+        let volume = Volumes::of(&installation.store).attach(name, mount.read_only, &spec.id)?;
+        if spec.limits_writes() {
+            volume.go_direct(name)?;
+        }
+        Ok((mount, volume))
+    });
     attached.collect()
 }
 

@@ -18,6 +18,7 @@ fn definition(number: u8) -> Definition {
             kernel_log: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
             network: NetworkSpec::default(),
             mounts: Vec::new(),
         },

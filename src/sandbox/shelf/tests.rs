@@ -19,6 +19,7 @@ fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
         kernel_log: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
+        devices: Vec::new(),
         network: crate::spec::NetworkSpec::default(),
         mounts: Vec::new(),
     }

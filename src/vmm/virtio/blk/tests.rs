@@ -34,6 +34,19 @@ fn driver(file: &Arc<OwnedFd>, len: u64, read_only: bool) -> Driver {
     Driver::ready(0, |_| Block::new(disk))
 }
 
+#[test]
+fn a_disk_of_direct_files_tells_its_blocks() {
+    let file = file(&[0; 8192]);
+    let disk = || Disk::new(vec![extent(&file, 0, 8192)], false).unwrap();
+    let told = |device: &Block| {
+        let mut size = [0; 4];
+        device.read_config(20, &mut size);
+        (device.features() & F_BLK_SIZE != 0, u32::from_le_bytes(size))
+    };
+    assert_eq!(told(&Block::new(disk())), (false, 0));
+    assert_eq!(told(&Block::new(disk()).in_blocks()), (true, 4096));
+}
+
 fn header(kind: u32, sector: u64) -> Vec<u8> {
     let mut bytes = kind.to_le_bytes().to_vec();
     bytes.extend([0; 4]);
