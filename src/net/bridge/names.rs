@@ -9,8 +9,9 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Longest question that is read (RFC 1035, 2.3.4).
 const MOST: usize = 512;
@@ -26,6 +27,10 @@ const A: u16 = 1;
 const PTR: u16 = 12;
 const ANY: u16 = 255;
 const INTERNET: u16 = 1;
+/// Most questions that one responder answers in [`ROUND`]. The rest wait in its socket, which holds some hundreds, and are then dropped: who asks
+/// without end has no more of the host's processor.
+const MOST_IN_ROUND: u32 = 100;
+const ROUND: Duration = Duration::from_millis(100);
 /// How long an answer may be kept, in seconds: a sandbox that starts again may have another address.
 const KEPT: u32 = 5;
 
@@ -69,14 +74,41 @@ impl Drop for Responder {
     }
 }
 
+/// How many questions have been answered in this round.
+struct Pace {
+    began: Instant,
+    answered: u32,
+}
+
+impl Pace {
+    /// Before an answer: how long to rest first, if this round has had its answers.
+    fn rest(&mut self, now: Instant) -> Option<Duration> {
+        let left = ROUND.checked_sub(now.saturating_duration_since(self.began)).filter(|left| !left.is_zero());
+        if left.is_none() {
+            (self.began, self.answered) = (now, 0);
+        }
+        if self.answered >= MOST_IN_ROUND {
+            return left;
+        }
+        self.answered = self.answered.saturating_add(1);
+        None
+    }
+}
+
 fn serve(socket: &UdpSocket, stop: &OwnedFd, directory: &dyn Directory) {
     let mut question = [0; MOST];
+    let mut pace = Pace { began: Instant::now(), answered: 0 };
     loop {
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut fds, None) {
             Ok(_) if !fds[1].revents().is_empty() => return,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return,
+        }
+        if let Some(rest) = pace.rest(Instant::now()) {
+            let rest = Timespec::try_from(rest).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+            let _ = poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&rest));
+            continue;
         }
         // Another owner may have been quicker, and who asked may be gone.
         let Ok((count, from)) = socket.recv_from(&mut question) else { continue };
@@ -212,6 +244,18 @@ mod tests {
             let told = answer(&question(name, A), &One).unwrap();
             assert_eq!((told[3], told[7]), (REFUSED, 0), "{name}");
         }
+    }
+
+    #[test]
+    fn who_asks_without_end_waits() {
+        let began = Instant::now();
+        let mut pace = Pace { began, answered: 0 };
+        for _ in 0..MOST_IN_ROUND {
+            assert_eq!(pace.rest(began + ROUND / 2), None);
+        }
+        assert_eq!(pace.rest(began + ROUND / 2), Some(ROUND / 2));
+        assert_eq!(pace.rest(began + ROUND), None, "the next round");
+        assert_eq!(pace.answered, 1);
     }
 
     #[test]
