@@ -9,19 +9,20 @@
 //! with whoever holds its pidfd, and what a crash leaves the shelf clears by its cgroup.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, fallocate, fchmod, fcntl_add_seals, memfd_create};
+use rustix::fs::{Mode, fchmod};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::{NetError, Plan};
 use crate::sys::birth::{Child, FIRST_FD, spawn};
 use crate::sys::egress;
+use crate::sys::last_words::{self, LastWords};
 use crate::sys::netns::OwnedNamespace;
 
 /// The program for microVMs.
@@ -35,9 +36,6 @@ const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
 /// How long it may take to be ready: 20 ms are usual.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Room for what it writes to its standard error; more is refused to it.
-const STDERR_ROOM: u64 = 16 << 10;
-
 /// Room for frames on the way to passt: several of the longest, so that each goes in whole.
 const WIRE_BUFFER: usize = 208 << 10;
 
@@ -48,7 +46,7 @@ pub struct Helper {
     process: Option<OwnedFd>,
     /// Speaks when it is ready, ends when it is gone.
     ready: Option<File>,
-    stderr: File,
+    stderr: LastWords,
 }
 
 impl Helper {
@@ -95,7 +93,7 @@ impl Helper {
         let (hear, speak) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(resource)?;
         // It opens the pipe by its path when it is nobody already.
         fchmod(&speak, Mode::from_raw_mode(0o622)).map_err(resource)?;
-        let stderr = bounded_file().map_err(resource)?;
+        let stderr = LastWords::new().map_err(NetError::Resource)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().copied().chain([speak.as_fd()]).collect();
         let child =
             Child { program: &program, args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup), mounts: &[] };
@@ -133,15 +131,8 @@ impl Helper {
     /// A sentence if it has ended by anything but its sandbox's end. Ask when the sandbox's command has ended and before [`Helper::end`].
     pub fn failure(&self) -> Option<String> {
         let process = self.process.as_ref()?;
-        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let status = waitid(WaitId::PidFd(process.as_fd()), flags).ok()??;
-        let how = match (status.exit_status(), status.terminating_signal()) {
-            // passt ends so when the monitor is gone.
-            (Some(0), _) => return None,
-            (Some(code), _) => format!("exited with code {code}"),
-            (None, Some(signal)) => format!("was ended by signal {signal}"),
-            (None, None) => "ended".to_owned(),
-        };
+        // passt ends with code 0 when the monitor is gone.
+        let how = last_words::failure(process)?;
         let words = self.words();
         let words = if words.is_empty() { words } else { format!(": {words}") };
         Some(format!("The network was gone before the command's end: {} {how}{words}", self.name))
@@ -165,14 +156,7 @@ impl Helper {
 
     /// What it wrote to its standard error, as it may be shown.
     fn words(&self) -> String {
-        let mut bytes = Vec::new();
-        let mut file = &self.stderr;
-        let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes));
-        let written = bytes.iter().take_while(|b| **b != 0).count();
-        if read.is_err() {
-            return String::new();
-        }
-        telling(&String::from_utf8_lossy(bytes.get(..written).unwrap_or_default()))
+        telling(&self.stderr.text())
     }
 }
 
@@ -202,14 +186,6 @@ fn telling(text: &str) -> String {
 
 fn tun_is_open_to_all() -> bool {
     rustix::fs::stat("/dev/net/tun").is_ok_and(|stat| stat.st_mode & 0o006 == 0o006)
-}
-
-/// A file without a name that cannot grow beyond [`STDERR_ROOM`].
-fn bounded_file() -> rustix::io::Result<File> {
-    let fd = memfd_create("duplex-net-stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    fallocate(&fd, FallocateFlags::empty(), 0, STDERR_ROOM)?;
-    fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(File::from(fd))
 }
 
 #[cfg(test)]

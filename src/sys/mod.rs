@@ -10,6 +10,7 @@ pub mod fd;
 #[cfg(feature = "cli")]
 pub mod kvm_page;
 pub mod landlock;
+pub mod last_words;
 pub mod locks;
 pub mod loopback;
 pub mod loops;

@@ -1,8 +1,7 @@
 //! The monitor's process: its birth, what it reports, its end. A compromised monitor is a hostile peer: packets are capped, its words
 //! are cut and cleaned, and its end is known from its pidfd alone.
 
-use std::fs::File;
-use std::io::{self, IoSlice, Read, Seek, SeekFrom};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -10,22 +9,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::machine::Machine;
 use crate::spec::{MachineEvent, MachineExit, RequestToMonitor};
 use crate::sys::birth::{Child, spawn};
+use crate::sys::last_words::{self, LastWords};
 
 /// Longest packet from the monitor.
 const PACKET: usize = 64 << 10;
 
 /// Longest text of a monitor that is shown, in bytes.
 const LONGEST_TEXT: usize = 4096;
-
-/// Room for what the monitor writes to its standard error; more is refused to it.
-const STDERR_ROOM: u64 = 16 << 10;
 
 /// How a machine ended, as the host knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +42,7 @@ pub(super) enum MachineEnd {
 #[derive(Debug)]
 pub(super) struct Monitor {
     control: OwnedFd,
-    stderr: File,
+    stderr: LastWords,
     open: bool,
 }
 
@@ -120,7 +116,7 @@ impl Monitor {
         cgroup: BorrowedFd<'_>,
         reach: &Reach,
     ) -> std::io::Result<Self> {
-        let stderr = bounded_file()?;
+        let stderr = LastWords::new()?;
         let again = control.try_clone()?;
         let (args, fds) = (machine.args(), machine.fds());
         let process = spawn(&Child {
@@ -176,12 +172,7 @@ impl Monitor {
         }
         let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
         reach.with(|held| (held.process, held.control) = (None, None));
-        let how = match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => format!("exited with code {code}"),
-            (None, Some(signal)) => format!("was ended by signal {signal}"),
-            (None, None) => "ended".to_owned(),
-        };
-        Some(MachineEnd::Died { how, stderr: self.last_words() })
+        Some(MachineEnd::Died { how: last_words::told(&status), stderr: self.last_words() })
     }
 
     /// Ends it and reaps it; false if the kernel does not let it go in time.
@@ -196,25 +187,14 @@ impl Monitor {
         true
     }
 
-    fn last_words(&mut self) -> String {
-        let mut bytes = Vec::new();
-        let read = self.stderr.seek(SeekFrom::Start(0)).and_then(|_| (&self.stderr).read_to_end(&mut bytes));
-        let written = bytes.iter().take_while(|b| **b != 0).count();
-        if read.is_ok() { clean(&String::from_utf8_lossy(bytes.get(..written).unwrap_or(&[]))) } else { String::new() }
+    fn last_words(&self) -> String {
+        clean(&self.stderr.text())
     }
 }
 
 /// A pidfd to poll for the process's end.
 pub(super) fn pidfd_of(reach: &Reach) -> Option<OwnedFd> {
     reach.with(|held| held.process.as_ref().and_then(|p| p.try_clone().ok()))
-}
-
-/// A file without a name that cannot grow beyond [`STDERR_ROOM`].
-pub(super) fn bounded_file() -> std::io::Result<File> {
-    let fd = memfd_create("duplex-stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    fallocate(&fd, FallocateFlags::empty(), 0, STDERR_ROOM)?;
-    fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(File::from(fd))
 }
 
 /// Words of a guest or a monitor as they may be shown: cut, and without what a terminal would obey.
@@ -229,21 +209,12 @@ pub(super) fn clean(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
     fn words_are_cut_and_cleaned() {
         assert_eq!(clean("a\x1b[31mb\r\nc\n"), "a\u{fffd}[31mb\u{fffd}\nc");
         assert_eq!(clean(&"ä".repeat(5000)).len(), LONGEST_TEXT);
-    }
-
-    #[test]
-    fn the_monitors_stderr_has_an_end() {
-        let mut file = bounded_file().unwrap();
-        assert!(file.write_all(&vec![b'x'; 16 << 10]).is_ok());
-        assert!(file.write_all(b"x").is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use super::monitor::{bounded_file, clean};
+use super::monitor::clean;
 use crate::sandbox::binds::{self, BindError};
 use crate::spec::{MIB, MountSource, SandboxSpec};
 use crate::sys::birth::{Child, FIRST_FD, spawn};
+use crate::sys::last_words::{self, LastWords};
 use crate::sys::mounts::{files_view, folder_of_one};
 
 /// Most folders and files of the host in one machine.
@@ -126,7 +127,7 @@ pub(super) struct Shares {
 struct Server {
     path: PathBuf,
     process: OwnedFd,
-    stderr: File,
+    stderr: LastWords,
 }
 
 /// The tag of a share by its place among the sandbox's.
@@ -201,7 +202,7 @@ impl Shares {
             let source = self.home.to_str().ok_or_else(|| ShareError::State(self.home.clone()))?;
             let args = args(program, source, FIRST_FD);
             let wrong = |source| ShareError::Spawn { program: program.clone(), source };
-            let stderr = bounded_file().map_err(wrong)?;
+            let stderr = LastWords::new().map_err(wrong)?;
             let inner = self.home.join(ONE);
             let mounts: &[(BorrowedFd<'_>, &Path)] = match &view.around {
                 Some(around) => &[(around.as_fd(), &self.home), (view.view.as_fd(), &inner)],
@@ -268,15 +269,8 @@ impl View {
 
 impl Server {
     fn failure(&self) -> Option<String> {
-        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let status = waitid(WaitId::PidFd(self.process.as_fd()), flags).ok()??;
-        let how = match (status.exit_status(), status.terminating_signal()) {
-            // So it ends when the monitor is gone.
-            (Some(0), _) => return None,
-            (Some(code), _) => format!("exited with code {code}"),
-            (None, Some(signal)) => format!("was ended by signal {signal}"),
-            (None, None) => "ended".to_owned(),
-        };
+        // With code 0 it ends when the monitor is gone.
+        let how = last_words::failure(&self.process)?;
         let words = self.words();
         let words = if words.is_empty() { words } else { format!(": {words}") };
         Some(format!("The file server (virtiofsd) of {} {how}{words}", self.path.display()))
@@ -284,13 +278,7 @@ impl Server {
 
     /// What it wrote to its standard error, in one line.
     fn words(&self) -> String {
-        let mut bytes = Vec::new();
-        let mut file = &self.stderr;
-        if file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).is_err() {
-            return String::new();
-        }
-        let written = bytes.iter().take_while(|b| **b != 0).count();
-        let text = clean(&String::from_utf8_lossy(bytes.get(..written).unwrap_or_default()));
+        let text = clean(&self.stderr.text());
         text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }
