@@ -85,6 +85,29 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// A sandbox of this image with this command and nothing else asked for: no limits, no network, a writable root, the host name `host`.
+    pub fn plain(id: SandboxId, isolation: Isolation, image: Digest, process: ProcessSpec) -> Self {
+        Self {
+            id,
+            name: None,
+            isolation,
+            reference: "image".to_owned(),
+            image,
+            process,
+            hostname: "host".to_owned(),
+            limits: Limits::default(),
+            devices: Vec::new(),
+            read_only: false,
+            init: false,
+            kernel: None,
+            kernel_log: None,
+            tmpfs: Vec::new(),
+            sysctls: Vec::new(),
+            network: NetworkSpec::default(),
+            mounts: Vec::new(),
+        }
+    }
+
     /// The rate of writes to some device is limited.
     pub fn limits_writes(&self) -> bool {
         self.devices.iter().any(DeviceRate::limits_writes)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use duplex::sandbox::{Backend, Exec, Sandbox, SandboxError, Stdio};
 use duplex::spec::{
-    DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, NetworkSpec, Outcome, ProcessSpec, SandboxId, SandboxSpec, Transfer,
+    DEFAULT_CAPABILITIES, Exit, Limits, MemorySize, Outcome, ProcessSpec, SandboxId, SandboxSpec, Transfer,
 };
 
 use super::image;
@@ -66,24 +66,11 @@ impl Stage {
     pub(crate) fn spec(&self, args: &[&str]) -> SandboxSpec {
         let mut bytes = [0; 6];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+        let (id, isolation) = (SandboxId::from_bytes(bytes), self.backend.isolation());
         SandboxSpec {
-            id: SandboxId::from_bytes(bytes),
-            name: None,
-            isolation: self.backend.isolation(),
-            reference: "conformance".into(),
-            image: image::digest(),
-            process: process(args),
             hostname: "box".into(),
             limits: Limits { memory: Some(MemorySize(256 << 20)), ..Limits::default() },
-            read_only: false,
-            init: false,
-            kernel: None,
-            kernel_log: None,
-            tmpfs: Vec::new(),
-            sysctls: Vec::new(),
-            devices: Vec::new(),
-            network: NetworkSpec::default(),
-            mounts: Vec::new(),
+            ..SandboxSpec::plain(id, isolation, image::digest(), process(args))
         }
     }
 

@@ -39,7 +39,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::spec::{Capability, Digest, Isolation, Limits, SandboxId};
+    use crate::spec::{Capability, Digest, Isolation, SandboxId};
 
     #[derive(Debug, Parser)]
     struct Exec {
@@ -50,34 +50,22 @@ mod tests {
     fn meant(line: &str) -> Result<ProcessSpec, MeaningError> {
         let args = Exec::try_parse_from(["exec"].into_iter().chain(line.split_whitespace())).unwrap().args;
         let id = SandboxId::from_bytes([1; 6]);
+        let process = ProcessSpec {
+            args: vec!["server".into()],
+            env: vec!["PATH=/p".into(), "A=1".into()],
+            cwd: "/srv".into(),
+            user: "ann".into(),
+            terminal: Some(TerminalSize { rows: 1, columns: 1 }),
+            stdin: true,
+            capabilities: vec![Capability(3)],
+            no_new_privileges: true,
+            limits: Vec::new(),
+        };
+        let image = Digest::from_sha256([0; 32]);
         let sandbox = SandboxSpec {
-            id: id.clone(),
-            name: None,
-            isolation: Isolation::Container,
-            reference: "i".into(),
-            image: Digest::from_sha256([0; 32]),
-            process: ProcessSpec {
-                args: vec!["server".into()],
-                env: vec!["PATH=/p".into(), "A=1".into()],
-                cwd: "/srv".into(),
-                user: "ann".into(),
-                terminal: Some(TerminalSize { rows: 1, columns: 1 }),
-                stdin: true,
-                capabilities: vec![Capability(3)],
-                no_new_privileges: true,
-                limits: Vec::new(),
-            },
             hostname: "box".into(),
-            limits: Limits::default(),
             read_only: true,
-            init: false,
-            kernel: None,
-            kernel_log: None,
-            network: crate::spec::NetworkSpec::default(),
-            tmpfs: Vec::new(),
-            sysctls: Vec::new(),
-            devices: Vec::new(),
-            mounts: Vec::new(),
+            ..SandboxSpec::plain(id.clone(), Isolation::Container, image, process)
         };
         let caller = |name: &str| (name == "MINE").then(|| "m".to_owned());
         further(&args, &sandbox, &Surroundings { id, variable: &caller, env_files: &[], terminal: None })

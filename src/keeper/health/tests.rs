@@ -8,9 +8,7 @@ use crate::keeper::wire::Request;
 use crate::keeper::{Ended, Keeper};
 use crate::sandbox::fake::FakeBackend;
 use crate::sandbox::roster::{Roster, Seen};
-use crate::spec::{
-    Definition, Digest, Exit, Isolation, Limits, LogLimits, NetworkSpec, Restart, SIGTERM, SandboxId, SandboxSpec,
-};
+use crate::spec::{Definition, Digest, Exit, Isolation, LogLimits, Restart, SIGTERM, SandboxId, SandboxSpec};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,25 +32,8 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let roster = Roster::open(dir.path()).unwrap();
         let id = SandboxId::from_bytes([0xc0, 0, 0, 0, 0, 1]);
-        let spec = SandboxSpec {
-            id: id.clone(),
-            name: None,
-            isolation: Isolation::Container,
-            reference: "test".into(),
-            image: Digest::from_sha256([7; 32]),
-            process: ProcessSpec { args: vec!["sleep".into(), "1000".into()], ..ProcessSpec::default() },
-            hostname: "h".into(),
-            limits: Limits::default(),
-            read_only: false,
-            init: false,
-            kernel: None,
-            kernel_log: None,
-            tmpfs: Vec::new(),
-            sysctls: Vec::new(),
-            devices: Vec::new(),
-            network: NetworkSpec::default(),
-            mounts: Vec::new(),
-        };
+        let process = ProcessSpec { args: vec!["sleep".into(), "1000".into()], ..ProcessSpec::default() };
+        let spec = SandboxSpec::plain(id.clone(), Isolation::Container, Digest::from_sha256([7; 32]), process);
         let definition = Definition {
             spec,
             labels: BTreeMap::new(),

@@ -1,27 +1,11 @@
 use super::*;
-use crate::spec::{Isolation, LogLimits, NetworkSpec, ProcessSpec, SandboxSpec};
+use crate::spec::{Isolation, LogLimits, ProcessSpec, SandboxSpec};
 
 fn definition(number: u8) -> Definition {
+    let process = ProcessSpec { args: vec!["true".into()], ..ProcessSpec::default() };
+    let (id, image) = (SandboxId::from_bytes([0xa0, 0, 0, 0, 0, number]), Digest::from_sha256([7; 32]));
     Definition {
-        spec: SandboxSpec {
-            id: SandboxId::from_bytes([0xa0, 0, 0, 0, 0, number]),
-            name: None,
-            isolation: Isolation::Container,
-            reference: "test".into(),
-            image: Digest::from_sha256([7; 32]),
-            process: ProcessSpec { args: vec!["true".into()], ..ProcessSpec::default() },
-            hostname: "h".into(),
-            limits: Limits::default(),
-            read_only: false,
-            init: false,
-            kernel: None,
-            kernel_log: None,
-            tmpfs: Vec::new(),
-            sysctls: Vec::new(),
-            devices: Vec::new(),
-            network: NetworkSpec::default(),
-            mounts: Vec::new(),
-        },
+        spec: SandboxSpec::plain(id, Isolation::Container, image, process),
         labels: [("a".to_owned(), "b".to_owned())].into(),
         remove: false,
         restart: Restart::OnFailure(2),

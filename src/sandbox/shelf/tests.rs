@@ -1,28 +1,12 @@
 use std::process::{Child, Command, Stdio};
 
 use super::*;
-use crate::spec::{Digest, Limits, ProcessSpec};
+use crate::spec::{Digest, ProcessSpec};
 
 fn spec(number: u8, name: Option<&str>) -> SandboxSpec {
-    SandboxSpec {
-        id: SandboxId::from_bytes([0xd0, 0, 0, 0, 0, number]),
-        name: name.map(str::to_owned),
-        isolation: Isolation::Container,
-        reference: "test".into(),
-        image: Digest::from_sha256([7; 32]),
-        process: ProcessSpec { args: vec!["true".into()], ..ProcessSpec::default() },
-        hostname: "h".into(),
-        limits: Limits::default(),
-        read_only: false,
-        init: false,
-        kernel: None,
-        kernel_log: None,
-        tmpfs: Vec::new(),
-        sysctls: Vec::new(),
-        devices: Vec::new(),
-        network: crate::spec::NetworkSpec::default(),
-        mounts: Vec::new(),
-    }
+    let process = ProcessSpec { args: vec!["true".into()], ..ProcessSpec::default() };
+    let (id, image) = (SandboxId::from_bytes([0xd0, 0, 0, 0, 0, number]), Digest::from_sha256([7; 32]));
+    SandboxSpec { name: name.map(str::to_owned), ..SandboxSpec::plain(id, Isolation::Container, image, process) }
 }
 
 fn files(folder: &Path) -> Vec<String> {
