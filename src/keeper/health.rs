@@ -72,21 +72,25 @@ impl Now {
 
 impl Watch {
     fn keep_on(&mut self) {
-        while self.wait() {
-            let (start_ns, age) = (realtime_ns(), self.began.elapsed());
-            if let Some((exit_code, output)) = self.check() {
+        let mut took = Duration::ZERO;
+        while self.wait(took) {
+            let (start_ns, age, start) = (realtime_ns(), self.began.elapsed(), Instant::now());
+            let result = self.check();
+            took = start.elapsed();
+            if let Some((exit_code, output)) = result {
                 let checked = Checked { start_ns, end_ns: realtime_ns(), exit_code, output };
                 self.note(checked, age);
             }
         }
     }
 
-    /// Until the next check is due; false if there is to be none.
-    fn wait(&self) -> bool {
+    /// Until the next check is due; false if there is to be none. An image may ask for a check in each millisecond: what making them costs is the
+    /// host's, so there is a pause between two that is at least as long as the last one took.
+    fn wait(&self, took: Duration) -> bool {
         loop {
             let free = |now: &Now| (now.hindrance() != Some(Hindrance::Paused)).then_some(());
             let _ = self.shared.until(None, free);
-            let pause = self.check.pause(self.began.elapsed(), self.status());
+            let pause = self.check.pause(self.began.elapsed(), self.status()).max(took);
             match self.shared.until(Some(pause), Now::hindrance) {
                 None => return true,
                 Some(Hindrance::Over) => return false,
