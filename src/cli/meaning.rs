@@ -219,6 +219,7 @@ pub(super) fn sandbox(
         init: args.init,
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
+        cold: args.cold,
         tmpfs,
         sysctls: args.sysctl.iter().map(|text| resources::sysctl(text)).collect::<Result<_, _>>()?,
         network: network::network(args)?,
@@ -239,6 +240,9 @@ fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {
         }
         if args.kernel_log.is_some() {
             return Err(MeaningError::MicroVmOnly("--kernel-log"));
+        }
+        if args.cold {
+            return Err(MeaningError::MicroVmOnly("--cold"));
         }
     }
     Ok(())

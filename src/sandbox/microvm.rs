@@ -22,6 +22,7 @@ mod mounts;
 mod outcome;
 mod shares;
 mod streams;
+mod templates;
 
 use std::fs::File;
 use std::io;
@@ -29,7 +30,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duplex_wire::{Mount, ToGuest};
 
@@ -41,6 +42,7 @@ use self::machine::{Ends, Machine, Wires};
 use self::monitor::{Monitor, Reach};
 use self::shares::{ShareError, Shares};
 use self::streams::Pumps;
+pub use self::templates::remove_templates;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
 use super::network::{self, Briefing, UserNetwork};
@@ -365,7 +367,7 @@ struct MicroVm {
 impl MicroVm {
     fn run(&mut self) -> Result<(), MicroVmError> {
         let ready = self.ready.take().ok_or(MicroVmError::Started)?;
-        let Ready { machine, control, agent, stdio, streams, monitor, briefing, mounts, wire } = ready;
+        let Ready { mut machine, control, agent, stdio, streams, monitor, briefing, mounts, wire } = ready;
         let pumps = self.pumps.as_mut().ok_or(MicroVmError::Started)?;
         if let (Some(from), Some(to)) = (stdio.stdin, streams.0) {
             pumps.input(from, to).map_err(MicroVmError::Resource)?;
@@ -383,6 +385,7 @@ impl MicroVm {
         let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.
+        let lesson = machine.take_lesson();
         drop(machine);
         let life = Life::new(agent, monitor, Arc::clone(&self.reach), Arc::clone(&self.board));
         let life = self.unfollowed.insert(life);
@@ -396,9 +399,12 @@ impl MicroVm {
             }
             return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }
+        let process = monitor::pidfd_of(&self.reach);
+        let unlearned = lesson.and_then(|lesson| lesson.learn(life.saved(), process.as_ref().map(AsFd::as_fd)));
+        let unlearned = unlearned.zip(process).map(|(unlearned, process)| (unlearned, process, Instant::now()));
         if let (Some(life), Some(pumps)) = (self.unfollowed.take(), self.pumps.take()) {
             let (cgroup, moments) = (Arc::clone(&self.cgroup), Arc::clone(&self.moments));
-            let course = Course { life, pumps, cgroup, moments, board: Arc::clone(&self.board) };
+            let course = Course { life, pumps, cgroup, moments, board: Arc::clone(&self.board), unlearned };
             course.follow(Arc::clone(&self.end)).map_err(MicroVmError::Resource)?;
             self.followed = true;
         }

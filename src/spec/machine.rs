@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// I/O port on which the guest's agent says how the machine ended, in one byte (see [`guest_exit`]).
 pub const EXIT_PORT: u16 = duplex_wire::EXIT_PORT;
 
+/// I/O port on which the agent says that it waits for its devices.
+pub const READY_PORT: u16 = duplex_wire::READY_PORT;
+
 pub use duplex_wire::guest_exit;
 
 /// Number of an open file descriptor that the monitor inherits.
@@ -39,8 +42,25 @@ pub struct MachineSpec {
     pub nets: Vec<NetDeviceSpec>,
     /// Folders of the host: file system devices, at most 7. A machine that has any has memory that their file servers see.
     pub shares: Vec<ShareSpec>,
+    /// Where the machine begins or what it leaves for others, if it is not a boot of its own.
+    pub template: Option<TemplateSpec>,
     /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
     pub control: SpecFd,
+}
+
+/// A machine as it was when its agent had written to [`READY_PORT`], in a file. Its devices appear after that moment: to a driver that looks
+/// before, each place on the bus is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TemplateSpec {
+    /// Boot, write the machine to this file, which is empty, and go on.
+    Save(SpecFd),
+    /// Go on from this file. Kernel and initramfs are not read.
+    Restore {
+        /// The saved machine.
+        file: SpecFd,
+        /// The list of pages that a start touches, if there is one.
+        hot: Option<SpecFd>,
+    },
 }
 
 /// One raw disk, composed of pieces of files laid end to end.
@@ -152,6 +172,11 @@ pub enum MachineEvent {
     Paused,
     /// The processors go on.
     Resumed,
+    /// The machine has been written to its [`TemplateSpec::Save`] file, or why not, one cause per line. It goes on either way.
+    Saved {
+        /// The error and its causes; empty if all is well.
+        causes: Vec<String>,
+    },
     /// A share's file server is gone or does not keep to its protocol: the guest's accesses to it wait for ever.
     ShareLost {
         /// Which and why, in words.

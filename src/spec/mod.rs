@@ -20,8 +20,8 @@ pub use health::{Checked, GoTime, HealthLog, HealthStatus, Healthcheck, LEAST_HE
 pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize, MemorySwap};
 pub use machine::{
-    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec,
-    RequestToMonitor, ShareSpec, SpecFd, VsockSpec, VsockStream, guest_exit,
+    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, READY_PORT,
+    RequestToMonitor, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream, guest_exit,
 };
 pub use mounts::{MountSource, MountSpec};
 pub use network::{

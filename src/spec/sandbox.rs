@@ -70,6 +70,9 @@ pub struct SandboxSpec {
     pub kernel: Option<PathBuf>,
     /// Keep the guest's kernel log in this file (microVM only).
     pub kernel_log: Option<PathBuf>,
+    /// Boot the guest kernel, even if there is a machine to go on from (microVM only).
+    #[serde(default)]
+    pub cold: bool,
     /// File systems in memory, in the order in which they are mounted. One at `/dev/shm` takes the place of the usual one.
     #[serde(default)]
     pub tmpfs: Vec<Tmpfs>,
@@ -101,6 +104,7 @@ impl SandboxSpec {
             init: false,
             kernel: None,
             kernel_log: None,
+            cold: false,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
             network: NetworkSpec::default(),

@@ -5,13 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::boot::{self, Image, LoadError, Payload};
-use super::bus::{self, Bus, Routes};
+use super::begin::{self, Beginning, Empty};
+use super::boot::LoadError;
+use super::bus::{self, Bus, Routes, Slots};
 use super::events::{Poller, Wake};
 use super::ioapic::{IoApic, Pin};
 use super::kvm::{KvmError, Vcpu, Vm};
 use super::memory::{self, GuestRam, MemoryError};
 use super::ports::{Ports, SERIAL_IRQ, Serial};
+use super::snapshot::Saver;
+use super::snapshot::format::FormatError;
 use super::virtio::balloon::Balloon;
 use super::virtio::blk::{Block, Disk, DiskError, Extent};
 use super::virtio::console::Console;
@@ -22,7 +25,7 @@ use super::virtio::mmio::{MmioDevice, WINDOW};
 use super::virtio::net::{LONGEST_MTU, LONGEST_MTU_OF_STREAM, Net, SHORTEST_MTU};
 use super::virtio::rng::Rng;
 use super::virtio::vsock::{Vsock, WaitingFull, WaitingStreams};
-use crate::spec::{DiskSpec, MachineSpec, NetBackend, NetDeviceSpec, ShareSpec, SpecFd};
+use crate::spec::{DiskSpec, MachineSpec, NetBackend, NetDeviceSpec, ShareSpec, SpecFd, TemplateSpec};
 use crate::sys::fd;
 
 /// Most processors.
@@ -75,6 +78,12 @@ pub enum AssembleError {
     /// Kernel, initramfs or memory size do not do.
     #[error("The machine cannot be loaded")]
     Load(#[from] LoadError),
+    /// The template is none, or of another machine.
+    #[error("The machine's template cannot be used")]
+    Template(#[from] FormatError),
+    /// Others have a part of memory that is the template's.
+    #[error("A machine with shares cannot begin from a template or become one")]
+    SharedTemplate,
     /// No memory.
     #[error("The machine's memory cannot be made")]
     Memory(#[from] MemoryError),
@@ -117,10 +126,10 @@ pub enum AssembleError {
 
 /// Inherited descriptors: each number is taken once and may be used several times.
 #[derive(Debug, Default)]
-struct Inherited(BTreeMap<i32, Arc<OwnedFd>>);
+pub(super) struct Inherited(BTreeMap<i32, Arc<OwnedFd>>);
 
 impl Inherited {
-    fn get(&mut self, SpecFd(number): SpecFd, what: &'static str) -> Result<Arc<OwnedFd>, AssembleError> {
+    pub(super) fn get(&mut self, SpecFd(number): SpecFd, what: &'static str) -> Result<Arc<OwnedFd>, AssembleError> {
         if let Some(fd) = self.0.get(&number) {
             return Ok(fd.clone());
         }
@@ -129,7 +138,7 @@ impl Inherited {
     }
 
     /// For one who must own it: the same descriptor if nobody else uses it, else a duplicate.
-    fn own(&mut self, number: SpecFd, what: &'static str) -> Result<OwnedFd, AssembleError> {
+    pub(super) fn own(&mut self, number: SpecFd, what: &'static str) -> Result<OwnedFd, AssembleError> {
         let fd = self.get(number, what)?;
         self.0.remove(&number.0);
         match Arc::try_unwrap(fd) {
@@ -152,6 +161,8 @@ pub struct Machine {
     pub bus: Arc<Bus>,
     /// Streams for guest connections.
     pub waiting: WaitingStreams,
+    /// Writes it to a template when its agent is ready.
+    pub saver: Option<Saver>,
 }
 
 /// Builds the machine. `wake` calls the event loop, `poller` is its.
@@ -161,10 +172,7 @@ pub struct Machine {
 pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> Result<Machine, AssembleError> {
     check(spec)?;
     let mut inherited = Inherited::default();
-    let kernel = inherited.get(spec.kernel, "kernel")?;
-    let initramfs = spec.initramfs.map(|fd| inherited.get(fd, "initramfs")).transpose()?;
-    let image = Image::read(&kernel).map_err(LoadError::from)?;
-    boot::check_memory(&image, initramfs.as_deref(), spec.memory_mib)?;
+    let beginning = Beginning::open(spec, &mut inherited)?;
     let reserve = if spec.shares.is_empty() { memory::reserve } else { memory::reserve_shared };
     let ram = Arc::new(reserve(spec.memory_mib)?);
     let vm = Arc::new(Vm::new(inherited.own(spec.kvm, "/dev/kvm")?, &ram)?);
@@ -181,33 +189,20 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     if list.len() > bus::MOST_DEVICES {
         return Err(AssembleError::Devices(list.len()));
     }
+    let places = if spec.template.is_some() { bus::MOST_DEVICES } else { list.len() };
     let windows: Vec<_> =
-        (0..list.len()).filter_map(|number| Some((bus::window(number), WINDOW, bus::irq(number)?))).collect();
-    let cmdline = boot::cmdline(&spec.cmdline, &windows)?;
+        (0..places).filter_map(|number| Some((bus::window(number), WINDOW, bus::irq(number)?))).collect();
     let routes = Routes::new(windows.iter().map(|(_, _, irq)| *irq).chain([SERIAL_IRQ]));
     let ioapic = Arc::new(IoApic::new(routes.pins(), vm.clone()));
-    let payload = Payload {
-        kernel: (&kernel, &image),
-        initramfs: initramfs.as_deref(),
-        cmdline: &cmdline,
-        vcpus: spec.vcpus,
-        routes: &routes,
-    };
-    let state = boot::load(&ram, spec.memory_mib, &payload)?;
-    let mut vcpus = Vec::new();
-    for index in 0..spec.vcpus {
-        vcpus.push(vm.create_vcpu(index, spec.vcpus)?);
-    }
-    if let Some(first) = vcpus.first() {
-        first.prepare_boot(&state)?;
-        for (addr, len) in image.mapped() {
-            first.map_ahead(addr, len);
-        }
-    }
     let copy = spec.console.map(|fd| inherited.get(fd, "console")).transpose()?;
     let ports = Ports::new(Serial::new(Arc::new(Pin::new(ioapic.clone(), routes.pin(SERIAL_IRQ))), copy));
     let devices = on_bus(list, (&ioapic, &routes), &ram, wake);
-    Ok(Machine { vcpus, bus: Arc::new(Bus::new(ports, ioapic, devices)), waiting })
+    let slots = spec.template.map(|template| Slots::new(matches!(template, TemplateSpec::Restore { .. })));
+    let bus = Bus::new(ports, ioapic, devices, slots);
+    let empty = Empty { vm: &vm, ram: &ram, bus: &bus, windows: &windows, routes: &routes };
+    let mut vcpus = beginning.processors(spec, empty)?;
+    let saver = begin::saver(spec, &mut inherited, (&vm, &ram), &mut vcpus)?;
+    Ok(Machine { vcpus, bus: Arc::new(bus), waiting, saver })
 }
 
 fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
@@ -221,6 +216,9 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
         return Err(AssembleError::Nets(spec.nets.len()));
     }
     check_shares(&spec.shares)?;
+    if spec.template.is_some() && !spec.shares.is_empty() {
+        return Err(AssembleError::SharedTemplate);
+    }
     match &spec.vsock {
         Some(vsock) if vsock.cid < 3 || vsock.cid >= u64::from(u32::MAX) => Err(AssembleError::Cid(vsock.cid)),
         _ => spec.nets.iter().try_for_each(check_net),
@@ -264,7 +262,8 @@ fn on_bus(
         .collect()
 }
 
-/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network, shares.
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network, shares; with a template vsock,
+/// disks, network, entropy, balloon, console.
 struct Devices<'a> {
     spec: &'a MachineSpec,
     inherited: &'a mut Inherited,
@@ -276,33 +275,64 @@ struct Devices<'a> {
 
 impl Devices<'_> {
     fn make(&mut self) -> Result<(), AssembleError> {
-        for (index, disk) in self.spec.disks.iter().enumerate() {
-            let device = Block::new(self.disk(index, disk)?);
-            self.list.push(Box::new(if disk.direct { device.in_blocks() } else { device }));
+        if self.spec.template.is_some() {
+            // The agent wants them in this order, and the last ones when the command runs.
+            self.vsock()?;
+            self.disks()?;
+            self.nets()?;
+            self.always();
+            return self.console();
         }
-        if let Some(vsock) = &self.spec.vsock {
-            for stream in &vsock.streams {
-                self.waiting.add(stream.port, self.inherited.own(stream.fd, "vsock stream")?)?;
-            }
-            let device = Vsock::new(vsock.cid, self.waiting.clone(), self.sources());
-            self.list.push(Box::new(device));
-        }
-        self.list.push(Box::new(Rng));
-        self.list.push(Box::new(Balloon));
-        if let Some(console) = self.spec.console {
-            let console = Console::new(self.inherited.get(console, "console")?, self.sources());
-            self.list.push(Box::new(console));
-        }
-        for net in &self.spec.nets {
-            let net = self.net(net)?;
-            self.list.push(Box::new(net));
-        }
+        self.disks()?;
+        self.vsock()?;
+        self.always();
+        self.console()?;
+        self.nets()?;
         // Last: their file servers get ready meanwhile.
         for ShareSpec { tag, socket } in &self.spec.shares {
             let socket = self.inherited.own(*socket, "share")?;
             let share = Fs::new(tag, socket, self.ram, &self.sources());
             let share = share.map_err(|source| AssembleError::Share { tag: tag.clone(), source })?;
             self.list.push(Box::new(share));
+        }
+        Ok(())
+    }
+
+    fn disks(&mut self) -> Result<(), AssembleError> {
+        for (index, disk) in self.spec.disks.iter().enumerate() {
+            let device = Block::new(self.disk(index, disk)?);
+            self.list.push(Box::new(if disk.direct { device.in_blocks() } else { device }));
+        }
+        Ok(())
+    }
+
+    fn vsock(&mut self) -> Result<(), AssembleError> {
+        let Some(vsock) = &self.spec.vsock else { return Ok(()) };
+        for stream in &vsock.streams {
+            self.waiting.add(stream.port, self.inherited.own(stream.fd, "vsock stream")?)?;
+        }
+        let device = Vsock::new(vsock.cid, self.waiting.clone(), self.sources());
+        self.list.push(Box::new(device));
+        Ok(())
+    }
+
+    fn always(&mut self) {
+        self.list.push(Box::new(Rng));
+        self.list.push(Box::new(Balloon));
+    }
+
+    fn console(&mut self) -> Result<(), AssembleError> {
+        if let Some(console) = self.spec.console {
+            let console = Console::new(self.inherited.get(console, "console")?, self.sources());
+            self.list.push(Box::new(console));
+        }
+        Ok(())
+    }
+
+    fn nets(&mut self) -> Result<(), AssembleError> {
+        for net in &self.spec.nets {
+            let net = self.net(net)?;
+            self.list.push(Box::new(net));
         }
         Ok(())
     }

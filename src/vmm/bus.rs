@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::spec::MachineExit;
 use crate::vmm::ioapic::{self, IoApic};
 use crate::vmm::ports::Ports;
 use crate::vmm::virtio::counters::Count;
-use crate::vmm::virtio::mmio::{MmioDevice, WINDOW};
+use crate::vmm::virtio::mmio::{MmioDevice, WINDOW, read_placeholder};
 
 /// Address of the first device's window, in the hole below 4 GiB and clear of the interrupt chips.
 pub const FIRST_WINDOW: u64 = 0xd000_0000;
@@ -67,13 +68,48 @@ pub struct Bus {
     pub ports: Ports,
     ioapic: Arc<IoApic>,
     devices: Vec<MmioDevice>,
+    slots: Option<Slots>,
     strays: Count,
+}
+
+/// Every place of a device answers, and those without a device as one that is empty (virtio 1.2, 4.2.2: device id 0).
+#[derive(Debug, Default)]
+pub struct Slots {
+    /// The devices have appeared.
+    filled: AtomicBool,
+}
+
+impl Slots {
+    /// With the devices in their places, or still without.
+    pub fn new(filled: bool) -> Self {
+        Self { filled: filled.into() }
+    }
+}
+
+/// Who answers an address.
+enum Place<'a> {
+    Device(&'a MmioDevice, u64),
+    Empty(u64),
+    IoApic(u64),
+    Nobody,
 }
 
 impl Bus {
     /// With these devices at the windows of their numbers.
-    pub fn new(ports: Ports, ioapic: Arc<IoApic>, devices: Vec<MmioDevice>) -> Self {
-        Self { ports, ioapic, devices, strays: Count::default() }
+    pub fn new(ports: Ports, ioapic: Arc<IoApic>, devices: Vec<MmioDevice>, slots: Option<Slots>) -> Self {
+        Self { ports, ioapic, devices, slots, strays: Count::default() }
+    }
+
+    /// From now on the devices are in their places.
+    pub fn fill(&self) {
+        if let Some(slots) = &self.slots {
+            slots.filled.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The interrupt chip.
+    pub fn ioapic(&self) -> &IoApic {
+        &self.ioapic
     }
 
     /// The device with this number.
@@ -91,32 +127,38 @@ impl Bus {
         self.strays.get()
     }
 
-    fn at(&self, addr: u64) -> Option<(&MmioDevice, u64)> {
-        let inside = addr.checked_sub(FIRST_WINDOW)?;
-        let device = self.devices.get(usize::try_from(inside / WINDOW).ok()?)?;
-        Some((device, inside % WINDOW))
+    fn at(&self, addr: u64) -> Place<'_> {
+        if let Some(offset) = addr.checked_sub(ioapic::ADDR).filter(|offset| *offset < ioapic::WINDOW) {
+            return Place::IoApic(offset);
+        }
+        let Some(inside) = addr.checked_sub(FIRST_WINDOW) else { return Place::Nobody };
+        let number = usize::try_from(inside / WINDOW).unwrap_or(usize::MAX);
+        let offset = inside % WINDOW;
+        let filled = self.slots.as_ref().is_none_or(|slots| slots.filled.load(Ordering::SeqCst));
+        match self.devices.get(number) {
+            Some(device) if filled => Place::Device(device, offset),
+            _ if self.slots.is_some() && number < MOST_DEVICES => Place::Empty(offset),
+            _ => Place::Nobody,
+        }
     }
 
     /// A vCPU reads device memory. Addresses that nobody has read as ones.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.at(addr) {
-            Some((device, offset)) => device.read(offset, data),
-            None if (ioapic::ADDR..ioapic::ADDR + ioapic::WINDOW).contains(&addr) => {
-                self.ioapic.read(addr - ioapic::ADDR, data)
-            }
-            None => self.strays.add(),
+            Place::Device(device, offset) => device.read(offset, data),
+            Place::Empty(offset) => read_placeholder(offset, data),
+            Place::IoApic(offset) => self.ioapic.read(offset, data),
+            Place::Nobody => self.strays.add(),
         }
     }
 
     /// A vCPU writes device memory.
     pub fn write(&self, addr: u64, data: &[u8]) {
         match self.at(addr) {
-            Some((device, offset)) => device.write(offset, data),
-            None if (ioapic::ADDR..ioapic::ADDR + ioapic::WINDOW).contains(&addr) => {
-                self.ioapic.write(addr - ioapic::ADDR, data)
-            }
-            None => self.strays.add(),
+            Place::Device(device, offset) => device.write(offset, data),
+            Place::IoApic(offset) => self.ioapic.write(offset, data),
+            Place::Empty(_) | Place::Nobody => self.strays.add(),
         }
     }
 

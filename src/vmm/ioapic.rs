@@ -9,6 +9,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::virtio::interrupt::IrqLine;
 
 /// Guest address of its registers: beside that of KVM's own, which no table names.
@@ -42,18 +44,22 @@ pub trait Messages: Send + Sync + fmt::Debug {
 }
 
 /// A redirection entry, and whether its line was raised while it was masked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Entry {
     bits: u64,
     missed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Registers {
     id: u32,
     select: u8,
     table: Vec<Entry>,
 }
+
+/// The chip's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IoApicState(Registers);
 
 /// The chip.
 #[derive(Debug)]
@@ -67,6 +73,20 @@ impl IoApic {
     pub fn new(pins: usize, messages: Arc<dyn Messages>) -> Self {
         let table = vec![Entry { bits: MASKED, missed: false }; pins.clamp(1, MOST_PINS)];
         Self { registers: Mutex::new(Registers { id: 0, select: 0, table }), messages }
+    }
+
+    /// Its state.
+    pub fn save(&self) -> IoApicState {
+        IoApicState(self.registers().clone())
+    }
+
+    /// Goes on with this state, as far as the chip has the pins.
+    pub fn restore(&self, IoApicState(saved): &IoApicState) {
+        let mut registers = self.registers();
+        (registers.id, registers.select) = (saved.id & ID_BITS, saved.select);
+        for (entry, saved) in registers.table.iter_mut().zip(&saved.table) {
+            *entry = Entry { bits: saved.bits & WRITABLE, missed: saved.missed };
+        }
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {

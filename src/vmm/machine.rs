@@ -23,6 +23,7 @@ use super::control::{Control, Incoming};
 use super::events::{Interest, Poller, Readiness, Token, Wake};
 use super::kvm::{Kicker, ready_for_kicks};
 use super::role::{EnterRole, Role};
+use super::snapshot::Saver;
 use super::vcpu::{self, Ending, Gate, Surroundings};
 use super::virtio::mmio::MmioDevice;
 use super::virtio::vsock::WaitingStreams;
@@ -81,8 +82,11 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     let machine = assemble(spec, &poller, &wake)?;
     ready_for_kicks().map_err(RunError::Events)?;
     let ending = Arc::new(Ending::new(wake.clone()));
-    let Machine { vcpus, bus, waiting } = machine;
+    let Machine { vcpus, bus, waiting, saver } = machine;
     let gate = Arc::new(Gate::new(wake.clone()));
+    if saver.is_some() {
+        gate.save_when_ready();
+    }
     let around = Surroundings { bus: bus.clone(), ending: ending.clone(), gate: gate.clone() };
     let _ = control.tell(&MachineEvent::Running { at_ns: monotonic_ns() });
     let mut threads = Vec::new();
@@ -95,7 +99,7 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
             }
         }
     }
-    let processors = Processors { gate: &gate, threads, told: Cell::new(true) };
+    let processors = Processors { gate: &gate, threads, told: Cell::new(true), saver: Cell::new(saver) };
     let (poller, wake, bus) = (&*poller, &*wake, &*bus);
     let mut server = Server { control, poller, wake, bus, waiting: &waiting, ending: &ending, processors };
     let served = enter.enter(Role::EventLoop).map_err(RunError::Confine).and_then(|()| server.serve());
@@ -137,6 +141,8 @@ struct Processors<'a> {
     threads: Vec<Kicker<()>>,
     /// The caller knows that they are out, or does not want to.
     told: Cell<bool>,
+    /// Writes the machine to its template, once.
+    saver: Cell<Option<Saver>>,
 }
 
 impl Processors<'_> {
@@ -149,6 +155,21 @@ impl Processors<'_> {
     fn resume(&self) {
         self.told.set(true);
         self.gate.open();
+    }
+
+    /// The guest is ready to be saved: kicks those that still run, or, when all are out, writes the machine. `None` if there is nothing to tell.
+    fn save(&self, bus: &Bus) -> Option<Vec<String>> {
+        if !self.gate.is_saving() {
+            return None;
+        }
+        let Some(states) = self.gate.take_saved(self.threads.len()) else {
+            self.threads.iter().for_each(Kicker::kick);
+            return None;
+        };
+        let saved = self.saver.take().map_or(Ok(()), |saver| saver.save(states, bus));
+        bus.fill();
+        self.gate.open();
+        Some(saved.map_or_else(|e| causes(&e), |()| Vec::new()))
     }
 
     /// All are out, which is news.
@@ -179,6 +200,9 @@ impl Server<'_> {
                     self.bus.devices().iter().for_each(|device| device.resume());
                     self.tell_losses();
                     self.tell_pause();
+                    if let Some(causes) = self.processors.save(self.bus) {
+                        let _ = self.control.tell(&MachineEvent::Saved { causes });
+                    }
                 }
                 Token::Device { device, source } => self.device(device, source, readiness),
             }

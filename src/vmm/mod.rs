@@ -10,6 +10,7 @@
 //! socket. The process exits with a [`MonitorExit`].
 
 pub mod assemble;
+mod begin;
 pub mod boot;
 pub mod bus;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod machine;
 pub mod memory;
 pub mod ports;
 pub mod role;
+pub mod snapshot;
 pub mod spawn;
 pub mod vcpu;
 pub mod virtio;

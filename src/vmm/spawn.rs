@@ -81,6 +81,7 @@ mod tests {
             console: None,
             nets: vec![NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
             shares: vec![ShareSpec { tag: "share0".to_owned(), socket: SpecFd(11) }],
+            template: None,
             control: SpecFd(8),
         }
     }

@@ -16,6 +16,7 @@ mod network;
 mod program;
 mod root;
 mod session;
+mod slots;
 mod status;
 mod stdio;
 mod supervise;
@@ -24,6 +25,8 @@ mod trouble;
 
 use duplex_wire::{FailureKind, ToHost, guest_exit};
 
+use crate::cgroup::Workload;
+use crate::slots::Slots;
 use crate::trouble::Trouble;
 
 fn main() {
@@ -41,26 +44,45 @@ fn main() {
     sys::end_machine(exit);
 }
 
-/// The steps of a boot, in order. What needs no word from the host is done while the host's answer is on its way.
+/// The steps of a boot, in order. What needs no word from the host is done while the host's answer is on its way, or, in a machine that others go
+/// on from, before it is kept.
 fn run() -> Result<(), Trouble> {
     boot::mount_kernel_interfaces()?;
+    let mut slots = Slots::of_this_machine()?;
+    let mut early = None;
+    if let Some(slots) = &mut slots {
+        early = Some(prepare()?);
+        slots.ready()?;
+        slots.expect("the way to the host")?;
+    }
     let mut host = host::Host::connect()?;
-    match sandbox(&mut host) {
+    match sandbox(&mut host, early, slots) {
         Ok(()) => {}
         Err(trouble) => host.tell(&ToHost::StartFailed { kind: FailureKind::Other, text: trouble.chain() })?,
     }
     host.wait_for_the_end()
 }
 
-/// Runs the command that the host asks for, to its end.
-fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
+/// What is the same for all sandboxes.
+fn prepare() -> Result<Workload, Trouble> {
     boot::loopback_up()?;
-    let workload = cgroup::Workload::create()?;
+    network::set_defaults()?;
+    Workload::create()
+}
+
+/// Runs the command that the host asks for, to its end.
+fn sandbox(host: &mut host::Host, early: Option<Workload>, mut slots: Option<Slots>) -> Result<(), Trouble> {
+    let workload = early.map_or_else(prepare, Ok)?;
+    if let Some(slots) = &mut slots {
+        slots.expect("the image's disk")?;
+    }
     let start = host.receive_start()?;
     boot::seed_entropy(&start.seed)?;
     boot::set_clock(start.realtime_ns)?;
     boot::set_hostname(&start.hostname)?;
-    network::set_defaults()?;
+    if let Some(slots) = &mut slots {
+        slots.expect_devices_of(&start)?;
+    }
     start.networks.iter().try_for_each(network::configure)?;
     workload.limit(start.pids)?;
     root::mount_image(&start.root)?;
@@ -68,7 +90,7 @@ fn sandbox(host: &mut host::Host) -> Result<(), Trouble> {
     match launch::launch(&start, &workload)? {
         launch::Launched::Running(command) => {
             host.tell(&ToHost::Started)?;
-            let ending = supervise::to_the_end(command, host)?;
+            let ending = supervise::to_the_end(command, host, slots)?;
             if let Err(trouble) = mounts.close() {
                 host.tell(&ToHost::Log { text: trouble.chain() })?;
             }

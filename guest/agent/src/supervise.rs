@@ -1,30 +1,40 @@
 //! The life of a running command: the host's signals go in, its end comes out.
 
+use std::time::{Duration, Instant};
+
 use duplex_wire::{Effect, Ending, FailureKind, ToGuest, ToHost, effect};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::host::{Heard, Host};
 use crate::inside::set_terminal_size;
 use crate::launch::Command;
 use crate::session::Sessions;
+use crate::slots::Slots;
 use crate::trouble::{Doing, Trouble};
 use crate::{status, sys};
+
+/// When devices are looked for that no command waits for: one that ends before does not pay for them.
+const LATER: Duration = Duration::from_secs(1);
 
 /// SIGKILL.
 const KILL: u8 = 9;
 
 /// Serves the host until the command's first process ends. Its namespace ends with it, so all its other processes are gone too, and all
 /// their output is in the pipes. Returns when the output is with the host.
-pub(crate) fn to_the_end(command: Command, host: &mut Host) -> Result<Ending, Trouble> {
+pub(crate) fn to_the_end(command: Command, host: &mut Host, mut slots: Option<Slots>) -> Result<Ending, Trouble> {
     let mut state = State::default();
+    let due = Instant::now() + LATER;
     loop {
+        let left = due.saturating_duration_since(Instant::now());
+        slots.take_if(|_| left.is_zero()).map_or(Ok(()), Slots::rest)?;
+        let left = slots.as_ref().and_then(|_| Timespec::try_from(left).ok());
         while let Some(message) = host.heard_already()? {
             obey(&command, message, host, &mut state)?;
         }
         let (ended, spoken) = {
             let mut fds = [PollFd::new(&command.process, PollFlags::IN), PollFd::new(host, PollFlags::IN)];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, left.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(e).doing(|| "wait for the command".into()),
             }

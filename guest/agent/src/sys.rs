@@ -5,12 +5,14 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use duplex_wire::{EXIT_PORT, Ending, port};
+use duplex_wire::{EXIT_PORT, Ending, READY_PORT, port};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 /// RNDADDENTROPY of random(4): `_IOW('R', 3, int[2])`.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+/// RNDRESEEDCRNG: `_IO('R', 7)`.
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
 /// Turns the result of a libc call into a result.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -72,7 +74,7 @@ fn vsock_address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
     (address, size_of_socklen::<libc::sockaddr_vm>())
 }
 
-/// Adds a seed to the kernel's random generator and counts all its bits.
+/// Adds a seed to the kernel's random generator, counts all its bits, and has it used at once.
 pub(crate) fn add_entropy(seed: &[u8]) -> io::Result<()> {
     let device = std::fs::File::open("/dev/random")?;
     let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -89,7 +91,10 @@ pub(crate) fn add_entropy(seed: &[u8]) -> io::Result<()> {
         *word = u32::from_ne_bytes(four);
     }
     // SAFETY: the request reads `bytes` bytes behind the two ints, all inside `words`, which is aligned for ints and lives through the call.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, words.as_ptr()) }).map(|_| ())
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, words.as_ptr()) })?;
+    // The generator takes new entropy in when it is due, minutes later: a machine that others went on from too may not wait for that.
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
 /// Sets IFF_UP of a network interface (netdevice(7)).
@@ -224,6 +229,18 @@ pub(crate) fn signal(process: &OwnedFd, signal: u8) -> io::Result<()> {
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::c_int::from(signal), info, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Writes a byte to [`READY_PORT`].
+pub(crate) fn say_ready() -> io::Result<()> {
+    // SAFETY: ioperm(2) takes no pointer.
+    check(unsafe { libc::ioperm(libc::c_ulong::from(READY_PORT), 1, 1) })?;
+    // SAFETY: ioperm allowed this port; `out` touches no memory and no flag.
+    unsafe {
+        std::arch::asm!("out dx, al", in("dx") READY_PORT, in("al") 0_u8, options(nomem, nostack, preserves_flags))
+    };
+    // SAFETY: ioperm(2) takes no pointer.
+    check(unsafe { libc::ioperm(libc::c_ulong::from(READY_PORT), 1, 0) }).map(drop)
 }
 
 /// Ends the machine: writes the byte to [`EXIT_PORT`], where the monitor waits for it. Resets the machine if the monitor does not listen.

@@ -5,7 +5,7 @@ use std::io;
 use crate::cpio::Writer;
 
 /// Mount points of the agent (`guest/agent`: boot.rs, cgroup.rs, root.rs).
-const FOLDERS: [&str; 6] = ["dev", "proc", "cgroup", "image", "memory", "root"];
+const FOLDERS: [&str; 7] = ["dev", "proc", "sys", "cgroup", "image", "memory", "root"];
 
 /// The archive with this agent. `dev/console` is what the kernel opens as the agent's standard streams, `dev/null` is what Rust's runtime
 /// opens if the kernel had no console.

@@ -38,6 +38,13 @@ pub mod guest_exit {
     pub const AGENT_FAILED: u8 = 0x11;
 }
 
+/// I/O port to which the agent writes a byte when it has done all that it can do before it knows what it is for. The monitor may keep the
+/// machine as it is at this moment, and let others go on from there.
+pub const READY_PORT: u16 = 0x5f1;
+
+/// The word on the kernel's command line that tells the agent of slots: the machine's devices appear after [`READY_PORT`].
+pub const SLOTS: &str = "slots";
+
 /// The guest's own vsock context id.
 pub const GUEST_CID: u32 = 3;
 

@@ -130,6 +130,9 @@ pub(crate) struct RunArgs {
     /// Keep the guest kernel's log in this file (microVM)
     #[arg(long, value_name = "FILE")]
     pub kernel_log: Option<PathBuf>,
+    /// Boot the guest kernel, and do not go on from a machine that has booted before (microVM)
+    #[arg(long)]
+    pub cold: bool,
     /// Write the moments of the start to this file as JSON
     #[arg(long, value_name = "FILE", hide = true)]
     pub trace: Option<PathBuf>,

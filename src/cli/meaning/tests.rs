@@ -82,6 +82,7 @@ fn plain() -> SandboxSpec {
         init: false,
         kernel: None,
         kernel_log: None,
+        cold: false,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         devices: Vec::new(),
@@ -136,6 +137,7 @@ fn limits_and_walls_arrive_in_the_spec() {
     assert_eq!(meant(line), expected);
     let kernel = SandboxSpec { kernel: Some("/k".into()), kernel_log: Some("log".into()), ..plain() };
     assert_eq!(meant("--kernel /k --kernel-log log img"), kernel);
+    assert_eq!(meant("--cold img"), SandboxSpec { cold: true, ..plain() });
 }
 
 #[test]
@@ -213,6 +215,7 @@ fn nonsense_is_refused_by_name() {
         ("--pids-limit -7 img", MeaningError::Pids(-7)),
         ("-c 1 img", MeaningError::Shares(1)),
         ("--isolation container --kernel k img", MeaningError::MicroVmOnly("--kernel")),
+        ("--isolation container --cold img", MeaningError::MicroVmOnly("--cold")),
         ("--net host img", MeaningError::HostNetwork),
         ("-p 1-600:1-600 img", MeaningError::Published(600)),
         ("-p x img", MeaningError::Network(NetworkError::Publish(owned("x")))),

@@ -11,6 +11,7 @@ use crate::cli::verbs::stop::VerbError;
 use crate::cli::{Context, place};
 use crate::keeper::client::{self, ClientError};
 use crate::keeper::wire::Request;
+use crate::sandbox::microvm::remove_templates;
 use crate::sandbox::roster::{Roster, RosterError, Seen};
 use crate::spec::{SandboxId, Status};
 
@@ -76,7 +77,7 @@ fn remove(roster: &Roster, word: &str, args: &RmArgs) -> Result<(), Failure> {
     }
 }
 
-/// Removes all that have ended or never started.
+/// Removes all that have ended or never started, and, unless it is about some of them, the templates of machines.
 pub(crate) fn prune(context: &Context, args: &PruneArgs) -> Result<u8, Failure> {
     let filters = Filters::parse(&args.filter, OF_PRUNE).map_err(failed)?;
     let roster = roster(context).map_err(failed)?;
@@ -103,6 +104,9 @@ pub(crate) fn prune(context: &Context, args: &PruneArgs) -> Result<u8, Failure> 
         }
     }
     failures.into_iter().for_each(|error| say(failed(error).render().trim_end()));
+    if args.filter.is_empty() {
+        remove_templates(&context.installation.state).map_err(failed)?;
+    }
     print(&if removed.is_empty() { removed } else { format!("Deleted Sandboxes:\n{removed}") })?;
     Ok(0)
 }

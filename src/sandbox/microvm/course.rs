@@ -1,12 +1,14 @@
 //! A running machine's way to its end, followed by a thread.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::board::Board;
 use super::life::Life;
 use super::streams::Pumps;
+use super::templates::Unlearned;
 use super::{MicroVmError, PATIENCE};
 use crate::sandbox::cgroup::Cgroup;
 use crate::spec::{Exit, Moments, Outcome};
@@ -22,6 +24,8 @@ pub(super) struct Course {
     pub(super) cgroup: Arc<Cgroup>,
     pub(super) moments: Arc<Mutex<Moments>>,
     pub(super) board: Arc<Board>,
+    /// What may be learned of its template at the command's end: from which process, and since when the command runs.
+    pub(super) unlearned: Option<(Unlearned, OwnedFd, Instant)>,
 }
 
 /// The end, for those who wait for it.
@@ -59,6 +63,9 @@ impl Course {
         self.life.until_ended(&self.moments)?;
         if self.life.command_has_ended() {
             self.pumps.flush();
+            if let Some((unlearned, monitor, began)) = self.unlearned.take() {
+                unlearned.learn_again(began, monitor.as_fd());
+            }
         }
         self.life.until_gone(&self.moments, PATIENCE)
     }

@@ -38,13 +38,15 @@ pub(super) struct Life {
     started: bool,
     agent_gone: bool,
     gone: bool,
+    saved: Option<Vec<String>>,
 }
 
 impl Life {
     /// Of a monitor that has just been born.
     pub(super) fn new(agent: Client, monitor: Monitor, reach: Arc<Reach>, board: Arc<Board>) -> Self {
         let evidence = Evidence::default();
-        Self { agent, monitor, reach, board, evidence, greeted: false, started: false, agent_gone: false, gone: false }
+        let (greeted, started, agent_gone, gone) = (false, false, false, false);
+        Self { agent, monitor, reach, board, evidence, greeted, started, agent_gone, gone, saved: None }
     }
 
     /// Waits until the command runs or never will: a machine that is never made ([`Life::why_not_made`]) or ends on the way is no error here.
@@ -75,6 +77,11 @@ impl Life {
             Some(MachineEnd::Failed(causes)) => Some(Cause::chain(causes)),
             _ => None,
         }
+    }
+
+    /// The machine has been written to its template, or why not.
+    pub(super) fn saved(&self) -> Option<&[String]> {
+        self.saved.as_deref()
     }
 
     /// Waits until the command has ended or the machine is gone. No deadline: a command may run for ever.
@@ -202,6 +209,7 @@ impl Life {
                     self.say(MachineEnd::Said(exit));
                 }
                 MachineEvent::Failed { causes } => self.say(MachineEnd::Failed(causes)),
+                MachineEvent::Saved { causes } => self.saved = Some(causes),
                 MachineEvent::Paused => self.board.set_paused(true),
                 MachineEvent::Resumed => self.board.set_paused(false),
                 // Whoever waits for it in the guest waits for ever.

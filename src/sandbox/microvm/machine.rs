@@ -6,16 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use duplex_wire::{GUEST_CID, port};
+use duplex_wire::{GUEST_CID, SLOTS, port};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::MicroVmError;
+use super::templates::{self, Kept, Lesson, Shape, Template};
 use crate::image::RootDisk;
 use crate::net::{MAC, MTU, bridge};
 use crate::spec::{
     BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend,
-    NetDeviceSpec, SandboxSpec, ShareSpec, SpecFd, VsockSpec, VsockStream,
+    NetDeviceSpec, SandboxSpec, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 use crate::volume::Attached;
@@ -44,6 +45,7 @@ const LOGGED: &str = "8250.nr_uarts=1 console=ttyS0 console=hvc0 loglevel=7";
 pub(super) struct Machine {
     fds: Vec<OwnedFd>,
     argument: String,
+    lesson: Option<Lesson>,
 }
 
 /// The caller's ends of the machine's sockets.
@@ -109,9 +111,11 @@ pub(super) fn build(
 ) -> Result<(Machine, Ends), MicroVmError> {
     let mut fds = Numbered::default();
     let (memory_mib, vcpus) = size(&spec.limits)?;
+    let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
+    let beginning = beginning(spec, installation, (memory_mib, vcpus), &wires, &mut fds)?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(MicroVmError::Kvm)?;
     let kvm = fds.add(kvm)?;
-    let kernel = fds.add(open("guest kernel", spec.kernel.as_ref().unwrap_or(&installation.kernel))?)?;
+    let kernel = fds.add(open("guest kernel", kernel_of(spec, installation))?)?;
     let initramfs = fds.add(open("guest's initial RAM file system", &installation.initramfs)?)?;
     let disk = root_disk(root, &mut fds)?;
     let mut disks = vec![disk];
@@ -123,8 +127,6 @@ pub(super) fn build(
             direct: spec.limits_writes(),
         });
     }
-    let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
-
     let shares = std::mem::take(&mut wires.shares).into_iter();
     let shares = shares.map(|(tag, socket)| Ok(ShareSpec { tag, socket: fds.add(socket)? }));
     let shares = shares.collect::<Result<_, MicroVmError>>()?;
@@ -144,22 +146,77 @@ pub(super) fn build(
         memory_mib,
         kernel,
         initramfs: Some(initramfs),
-        cmdline: format!("{} {CMDLINE}", if console.is_some() { LOGGED } else { SILENT }),
+        cmdline: beginning.cmdline,
         disks,
         vsock: Some(VsockSpec { cid: GUEST_CID.into(), streams }),
         console,
         nets,
         shares,
+        template: beginning.template,
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();
-    Ok((Machine { fds: fds.0, argument }, Ends { control: ours, agent, stdin, stdout, stderr }))
+    Ok((
+        Machine { fds: fds.0, argument, lesson: beginning.lesson },
+        Ends { control: ours, agent, stdin, stdout, stderr },
+    ))
+}
+
+/// Where a machine begins.
+struct Beginning {
+    cmdline: String,
+    template: Option<TemplateSpec>,
+    lesson: Option<Lesson>,
+}
+
+fn kernel_of<'a>(spec: &'a SandboxSpec, installation: &'a Installation) -> &'a Path {
+    spec.kernel.as_ref().unwrap_or(&installation.kernel)
+}
+
+/// A machine without a log and without shares goes on from a template, or becomes one, unless the user wants a boot.
+fn beginning(
+    spec: &SandboxSpec,
+    installation: &Installation,
+    (memory_mib, vcpus): (u32, u8),
+    wires: &Wires,
+    fds: &mut Numbered,
+) -> Result<Beginning, MicroVmError> {
+    let saying = if spec.kernel_log.is_some() { LOGGED } else { SILENT };
+    let cmdline = format!("{saying} {CMDLINE}");
+    let boot = |cmdline| Ok(Beginning { cmdline, template: None, lesson: None });
+    if spec.cold || spec.kernel_log.is_some() || !wires.shares.is_empty() {
+        return boot(cmdline);
+    }
+    let with_slots = format!("{cmdline} -- {SLOTS}");
+    let files = [kernel_of(spec, installation), &installation.initramfs, &installation.monitor];
+    let shape = Shape { files, cmdline: &with_slots, memory_mib, vcpus };
+    let template = templates::find(&installation.state, &shape).unwrap_or_else(|e| {
+        tracing::warn!("no template for this machine: {e}");
+        Template::None
+    });
+    let (template, lesson) = match template {
+        Template::Restore(Kept { file, hot, unlearned }) => {
+            let (file, hot) = (fds.add(file)?, hot.map(|hot| fds.add(hot)).transpose()?);
+            (TemplateSpec::Restore { file, hot }, unlearned.map(Lesson::Touched))
+        }
+        Template::Save(saving) => {
+            let file = fds.add(saving.file().map_err(MicroVmError::Resource)?)?;
+            (TemplateSpec::Save(file), Some(Lesson::Saved(saving)))
+        }
+        Template::None => return boot(cmdline),
+    };
+    Ok(Beginning { cmdline: with_slots, template: Some(template), lesson })
 }
 
 impl Machine {
     /// The monitor's arguments.
     pub(super) fn args(&self) -> [String; 1] {
         [self.argument.clone()]
+    }
+
+    /// What others will have of this machine's start.
+    pub(super) fn take_lesson(&mut self) -> Option<Lesson> {
+        self.lesson.take()
     }
 
     /// Its descriptors.

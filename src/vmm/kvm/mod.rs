@@ -6,6 +6,7 @@
 
 mod cpuid;
 mod registers;
+mod state;
 mod vcpu;
 
 use std::io;
@@ -17,6 +18,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 pub use registers::{BootState, GDT_ADDR, PAGE_TABLES_ADDR, write_tables};
+pub use state::{VcpuState, VmState};
 pub use vcpu::{Bound, Exit, Kicker, Vcpu, ready_for_kicks};
 
 use super::ioapic::Messages;
@@ -37,6 +39,9 @@ pub enum KvmError {
     /// KVM lacks an ability.
     #[error("This host's KVM lacks {0}: `duplex doctor` says whether the lab can stand in")]
     Missing(&'static str),
+    /// A saved machine is of another processor.
+    #[error("The saved machine is of another processor: {0}")]
+    OtherProcessor(&'static str),
     /// A request to KVM failed.
     #[error("KVM refused to {what}")]
     Refused {
@@ -58,6 +63,8 @@ fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
 pub struct Vm {
     fd: VmFd,
     cpuid: CpuId,
+    /// Model-specific registers that KVM can save.
+    msrs: Vec<u32>,
     _ram: Arc<GuestRam>,
 }
 
@@ -80,10 +87,11 @@ impl Vm {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("tell which processor features it offers"))?;
+        let msrs = kvm.get_msr_index_list().map_err(refused("name the model-specific registers"))?.as_slice().to_vec();
         let fd = kvm.create_vm().map_err(refused("create a virtual machine"))?;
         fd.set_tss_address(TSS_ADDR).map_err(refused("place the task state segment"))?;
         fd.create_irq_chip().map_err(refused("create the interrupt chips"))?;
-        let vm = Self { fd, cpuid, _ram: ram.clone() };
+        let vm = Self { fd, cpuid, msrs, _ram: ram.clone() };
         vm.give_memory(ram)?;
         Ok(vm)
     }
@@ -110,9 +118,31 @@ impl Vm {
     /// [`KvmError::Refused`].
     pub fn create_vcpu(&self, index: u8, count: u8) -> Result<Vcpu, KvmError> {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(refused("create a processor"))?;
-        fd.set_cpuid2(&cpuid::of_vcpu(&self.cpuid, index, count)).map_err(refused("set a processor's features"))?;
+        let cpuid = cpuid::of_vcpu(&self.cpuid, index, count);
+        fd.set_cpuid2(&cpuid).map_err(refused("set a processor's features"))?;
         registers::set_msrs(&fd).map_err(refused("set a processor's model-specific registers"))?;
-        Ok(Vcpu::new(fd))
+        Ok(Vcpu::new(fd, cpuid))
+    }
+
+    /// Model-specific registers that KVM can save.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// What the processors, which stand still, share.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn save(&self) -> Result<VmState, KvmError> {
+        state::save_vm(&self.fd)
+    }
+
+    /// Puts a state into a machine that has just been made. Memory must be in its place.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn restore(&self, state: &VmState) -> Result<(), KvmError> {
+        state::restore_vm(&self.fd, state)
     }
 }
 

@@ -6,13 +6,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
+use kvm_bindings::{CpuId, KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::registers::{BootState, set_boot_state};
+use super::state::{self, VcpuState};
 use super::{KvmError, refused};
 
 // kvm-ioctls has no call for it yet (KVM API, 4.143).
@@ -46,11 +47,31 @@ pub enum Exit<'a> {
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
+    cpuid: CpuId,
+    /// Model-specific registers as they were at first, for one that will be saved.
+    fresh: Vec<(u32, u64)>,
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd) -> Self {
-        Self { fd }
+    pub(super) fn new(fd: VcpuFd, cpuid: CpuId) -> Self {
+        Self { fd, cpuid, fresh: Vec::new() }
+    }
+
+    /// Notes what will not need to be saved ([`Bound::save`]). Call it before the processor runs.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn expect_saving(&mut self, msrs: &[u32]) -> Result<(), KvmError> {
+        self.fresh = state::read_msrs(&self.fd, msrs)?;
+        Ok(())
+    }
+
+    /// Puts a state into a processor that has just been made. The machine's memory must be in its place.
+    ///
+    /// # Errors
+    /// [`KvmError::OtherProcessor`] if this one's features are others, or [`KvmError::Refused`].
+    pub fn restore(&self, state: &VcpuState) -> Result<(), KvmError> {
+        state::restore(&self.fd, self.cpuid.as_slice(), state)
     }
 
     /// Sets the registers with which the kernel's 64-bit entry is called. Only for the boot processor: the others wait for its call.
@@ -117,6 +138,23 @@ impl Bound<'_> {
 }
 
 impl Bound<'_> {
+    /// The processor's state. The answer to its last exit is taken in first: KVM ends an instruction of port or device access when it is called the
+    /// next time (KVM API, 5, `immediate_exit`).
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn save(&mut self) -> Result<VcpuState, KvmError> {
+        self.vcpu.fd.set_kvm_immediate_exit(1);
+        let ended = self.vcpu.fd.run().map(drop);
+        self.vcpu.fd.set_kvm_immediate_exit(0);
+        match ended.map_err(io::Error::from) {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+            Ok(()) => return Err(refused("end an instruction")(kvm_ioctls::Error::new(libc::EBUSY))),
+            Err(source) => return Err(KvmError::Refused { what: "end an instruction", source }),
+        }
+        state::save(&self.vcpu.fd, self.vcpu.cpuid.as_slice(), &self.vcpu.fresh)
+    }
+
     /// Tells the guest's kernel that it has been stopped for a while: its watchdogs then do not take the gap for a hang (KVM API, 4.70,
     /// KVM_KVMCLOCK_CTRL). A guest that does not use KVM's clock need not be told.
     pub fn was_stopped(&self) {

@@ -187,7 +187,52 @@ pub fn give_back(ram: &GuestRam, slice: &VolatileSlice<'_>) -> u64 {
     if done == 0 { len as u64 } else { 0 }
 }
 
+/// Lays whole pages of a file over guest memory and reads none of them yet.
+///
+/// # Errors
+/// As [`share_pages`].
+pub fn map_saved(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> Result<(), MemoryError> {
+    lay_over(ram, addr, file, offset, len).map(drop).map_err(|source| MemoryError::Map { addr, offset, len, source })
+}
+
+/// Runs of guest memory that have pages, as (begin, length) in whole pages. What lies outside of them is zero.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn resident(ram: &GuestRam) -> io::Result<Vec<(u64, u64)>> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for region in ram.iter() {
+        let count = usize::try_from(region.len() / PAGE).map_err(io::Error::other)?;
+        let mut there = vec![0_u8; count];
+        // SAFETY: the range is one region's own mapping, whole pages, and the vector has a byte for each (mincore(2)).
+        let told = unsafe { libc::mincore(region.as_ptr().cast(), count * PAGE_BYTES, there.as_mut_ptr()) };
+        if told != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for (addr, _) in (region.start_addr().0..).step_by(PAGE_BYTES).zip(&there).filter(|(_, bits)| *bits & 1 != 0) {
+            match runs.last_mut() {
+                Some((begin, len)) if *begin + *len == addr => *len += PAGE,
+                _ => runs.push((addr, PAGE)),
+            }
+        }
+    }
+    Ok(runs)
+}
+
 fn map_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    let mapped = lay_over(ram, addr, file, offset, len)?;
+    // SAFETY: the mapping just made; this only fills its page tables (Linux 5.14), and what it cannot do now happens at the first touch.
+    let _ = unsafe { libc::madvise(mapped.0, mapped.1, libc::MADV_POPULATE_READ) };
+    Ok(())
+}
+
+fn lay_over(
+    ram: &GuestRam,
+    addr: u64,
+    file: &impl AsFd,
+    offset: u64,
+    len: u64,
+) -> io::Result<(*mut libc::c_void, usize)> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let count = usize::try_from(len).map_err(|_| invalid())?;
     let at = libc::off_t::try_from(offset).map_err(|_| invalid())?;
@@ -217,9 +262,7 @@ fn map_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len: u64)
     if ptr::eq(mapped, libc::MAP_FAILED) {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping just made; this only fills its page tables (Linux 5.14), and what it cannot do now happens at the first touch.
-    let _ = unsafe { libc::madvise(mapped, count, libc::MADV_POPULATE_READ) };
-    Ok(())
+    Ok((mapped, count))
 }
 
 #[cfg(test)]

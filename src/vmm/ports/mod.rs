@@ -4,7 +4,7 @@ mod serial;
 
 use std::sync::{Mutex, PoisonError};
 
-pub use serial::{Serial, SerialLog};
+pub use serial::{Serial, SerialLog, SerialState};
 
 use crate::spec::{EXIT_PORT, MachineExit, guest_exit};
 use crate::vmm::virtio::counters::Count;
@@ -36,6 +36,16 @@ impl Ports {
 
     fn serial(&self) -> std::sync::MutexGuard<'_, Serial> {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The serial port's registers.
+    pub fn save(&self) -> SerialState {
+        self.serial().save()
+    }
+
+    /// Goes on with these registers of the serial port.
+    pub fn restore(&self, registers: SerialState) {
+        self.serial().restore(registers);
     }
 
     /// The guest reads a port; every byte of `data` is one read.

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::vmm::virtio::console::can_write;
 use crate::vmm::virtio::interrupt::IrqLine;
 
@@ -74,6 +76,12 @@ pub struct Serial {
     copy: Option<Arc<OwnedFd>>,
     uncopied: Vec<u8>,
     log: SerialLog,
+    registers: SerialState,
+}
+
+/// The port's registers.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SerialState {
     divisor: [u8; 2],
     interrupts: u8,
     /// The "transmitter empty" interrupt is due.
@@ -91,13 +99,25 @@ impl Serial {
             copy,
             uncopied: Vec::new(),
             log: SerialLog::default(),
-            divisor: [12, 0],
-            interrupts: 0,
-            empty_due: false,
-            line_control: 3,
-            modem_control: 0,
-            scratch: 0,
+            registers: SerialState {
+                divisor: [12, 0],
+                interrupts: 0,
+                empty_due: false,
+                line_control: 3,
+                modem_control: 0,
+                scratch: 0,
+            },
         }
+    }
+
+    /// Its registers.
+    pub fn save(&self) -> SerialState {
+        self.registers
+    }
+
+    /// Goes on with these registers.
+    pub fn restore(&mut self, registers: SerialState) {
+        self.registers = registers;
     }
 
     /// What was written.
@@ -107,53 +127,53 @@ impl Serial {
 
     /// Reads register 0 to 7.
     pub fn read(&mut self, register: u16) -> u8 {
-        let latch = self.line_control & LCR_DLAB != 0;
+        let latch = self.registers.line_control & LCR_DLAB != 0;
         match register {
-            0 if latch => self.divisor[0],
-            1 if latch => self.divisor[1],
-            1 => self.interrupts,
-            2 if std::mem::take(&mut self.empty_due) => IIR_FIFO | IIR_THR_EMPTY,
+            0 if latch => self.registers.divisor[0],
+            1 if latch => self.registers.divisor[1],
+            1 => self.registers.interrupts,
+            2 if std::mem::take(&mut self.registers.empty_due) => IIR_FIFO | IIR_THR_EMPTY,
             2 => IIR_FIFO | IIR_NONE,
-            3 => self.line_control,
-            4 => self.modem_control,
+            3 => self.registers.line_control,
+            4 => self.registers.modem_control,
             5 => LSR_IDLE,
             // In loop mode the modem's inputs follow its outputs.
-            6 if self.modem_control & MCR_LOOP != 0 => loop_status(self.modem_control),
+            6 if self.registers.modem_control & MCR_LOOP != 0 => loop_status(self.registers.modem_control),
             6 => MSR_CONNECTED,
-            7 => self.scratch,
+            7 => self.registers.scratch,
             _ => 0,
         }
     }
 
     /// Writes register 0 to 7.
     pub fn write(&mut self, register: u16, value: u8) {
-        let latch = self.line_control & LCR_DLAB != 0;
+        let latch = self.registers.line_control & LCR_DLAB != 0;
         match register {
-            0 if latch => self.divisor[0] = value,
-            1 if latch => self.divisor[1] = value,
+            0 if latch => self.registers.divisor[0] = value,
+            1 if latch => self.registers.divisor[1] = value,
             0 => {
-                if self.modem_control & MCR_LOOP == 0 {
+                if self.registers.modem_control & MCR_LOOP == 0 {
                     self.transmit(value);
                 }
                 self.raise_empty();
             }
             1 => {
-                let enabled = value & !self.interrupts & IER_THR_EMPTY != 0;
-                self.interrupts = value & 0xf;
+                let enabled = value & !self.registers.interrupts & IER_THR_EMPTY != 0;
+                self.registers.interrupts = value & 0xf;
                 if enabled {
                     self.raise_empty();
                 }
             }
-            3 => self.line_control = value,
-            4 => self.modem_control = value & 0x1f,
-            7 => self.scratch = value,
+            3 => self.registers.line_control = value,
+            4 => self.registers.modem_control = value & 0x1f,
+            7 => self.registers.scratch = value,
             _ => {}
         }
     }
 
     fn raise_empty(&mut self) {
-        if self.interrupts & IER_THR_EMPTY != 0 {
-            self.empty_due = true;
+        if self.registers.interrupts & IER_THR_EMPTY != 0 {
+            self.registers.empty_due = true;
             self.line.pulse();
         }
     }

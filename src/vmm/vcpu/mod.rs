@@ -3,9 +3,10 @@
 //! ```text
 //! bind -> run -> handle the exit -> run ... -> the machine ends (by this processor or another) -> thread ends
 //!          ^        |
-//!          '- gate -'   (waits here while the machine is paused)
+//!          '- gate -'   (waits here while the machine is paused, and is saved here)
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +15,9 @@ use std::thread;
 
 use super::bus::Bus;
 use super::events::Wake;
-use super::kvm::{Bound, Exit, Kicker, Vcpu};
+use super::kvm::{Bound, Exit, Kicker, KvmError, Vcpu, VcpuState};
 use super::role::{EnterRole, Role};
-use crate::spec::MachineExit;
+use crate::spec::{MachineExit, READY_PORT};
 
 /// How the machine ends: the first word counts.
 #[derive(Debug)]
@@ -64,6 +65,18 @@ pub struct Gate {
 struct Queue {
     closed: bool,
     waiting: usize,
+    saving: Saving,
+}
+
+/// Whether processors that come to wait are saved.
+#[derive(Debug, Default)]
+enum Saving {
+    #[default]
+    No,
+    /// When the guest says that it is ready.
+    WhenReady,
+    /// Now: those that have been.
+    Now(BTreeMap<u8, Result<VcpuState, KvmError>>),
 }
 
 impl Gate {
@@ -99,12 +112,50 @@ impl Gate {
         queue.closed.then_some(queue.waiting)
     }
 
-    /// Waits while it is closed. True if it was.
-    fn pass(&self) -> bool {
+    /// Closes when the guest says that it is ready, to save all processors.
+    pub fn save_when_ready(&self) {
+        self.lock().saving = Saving::WhenReady;
+    }
+
+    /// The guest says that it is ready. False if nobody waits for that.
+    fn ready(&self) -> bool {
+        let waits = |queue: &Queue| matches!(queue.saving, Saving::WhenReady);
+        let waited = waits(&self.lock());
+        if waited {
+            self.lock().saving = Saving::Now(BTreeMap::new());
+            self.close();
+            self.wake.ring();
+        }
+        waited
+    }
+
+    /// Processors are being saved: those that still run are to be kicked.
+    pub fn is_saving(&self) -> bool {
+        matches!(self.lock().saving, Saving::Now(_))
+    }
+
+    /// The states of so many processors, once, when all of them wait.
+    pub fn take_saved(&self, count: usize) -> Option<Vec<Result<VcpuState, KvmError>>> {
+        let mut queue = self.lock();
+        let Saving::Now(saved) = &mut queue.saving else { return None };
+        if saved.len() < count {
+            return None;
+        }
+        let saved = std::mem::take(saved);
+        queue.saving = Saving::No;
+        Some(saved.into_values().collect())
+    }
+
+    /// Waits while it is closed. True if it was. `save` takes the state of processor `index`.
+    fn pass(&self, index: u8, save: impl FnOnce() -> Result<VcpuState, KvmError>) -> bool {
         if !self.closed.load(Ordering::SeqCst) {
             return false;
         }
+        let state = self.is_saving().then(save);
         let mut queue = self.lock();
+        if let (Saving::Now(saved), Some(state)) = (&mut queue.saving, state) {
+            saved.insert(index, state);
+        }
         queue.waiting += 1;
         self.wake.ring();
         let mut queue = self.opened.wait_while(queue, |q| q.closed).unwrap_or_else(PoisonError::into_inner);
@@ -136,11 +187,11 @@ pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings, enter: EnterRole) 
         }
         let mut bound = vcpu.bind();
         while !ending.has_ended() {
-            if gate.pass() {
+            if gate.pass(index, || bound.save()) {
                 bound.was_stopped();
                 continue;
             }
-            if let Some(exit) = step(&mut bound, &bus) {
+            if let Some(exit) = step(&mut bound, &bus, &gate) {
                 ending.end(exit);
             }
         }
@@ -149,8 +200,9 @@ pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings, enter: EnterRole) 
 }
 
 /// Runs the guest once and answers its exit. Returns how the machine ends, if this ends it.
-fn step(vcpu: &mut Bound<'_>, bus: &Bus) -> Option<MachineExit> {
+fn step(vcpu: &mut Bound<'_>, bus: &Bus, gate: &Gate) -> Option<MachineExit> {
     match vcpu.run() {
+        Exit::Out(READY_PORT, _) if gate.ready() => {}
         Exit::Out(port, data) => return bus.port_out(port, data),
         Exit::In(port, data) => bus.port_in(port, data),
         Exit::Read(addr, data) => bus.read(addr, data),
@@ -167,16 +219,47 @@ fn step(vcpu: &mut Bound<'_>, bus: &Bus) -> Option<MachineExit> {
 mod tests {
     use super::*;
 
+    fn unwanted() -> Result<VcpuState, KvmError> {
+        panic!("nobody wants it saved")
+    }
+
+    #[test]
+    fn a_gate_saves_whoever_waits_once_the_guest_is_ready() {
+        let gate = Arc::new(Gate::new(Arc::new(Wake::new().unwrap())));
+        assert!(!gate.ready(), "nobody waits for it");
+        gate.save_when_ready();
+        assert!(!gate.is_saving() && !gate.pass(0, unwanted));
+        assert!(gate.ready() && !gate.ready(), "once");
+        let held: Vec<_> = (0..3)
+            .map(|index| {
+                let gate = Arc::clone(&gate);
+                thread::spawn(move || gate.pass(index, || Err(KvmError::Version(index.into()))))
+            })
+            .collect();
+        let states = loop {
+            if let Some(states) = gate.take_saved(3) {
+                break states;
+            }
+            thread::yield_now();
+        };
+        let order: Vec<_> = states.iter().map(|s| s.as_ref().unwrap_err().to_string()).collect();
+        let expected: Vec<_> = (0..3).map(|index| KvmError::Version(index).to_string()).collect();
+        assert_eq!(order, expected);
+        assert!(gate.take_saved(3).is_none() && !gate.is_saving());
+        gate.open();
+        assert!(held.into_iter().all(|thread| thread.join().unwrap()));
+    }
+
     #[test]
     fn a_closed_gate_holds_until_it_opens() {
         let gate = Arc::new(Gate::new(Arc::new(Wake::new().unwrap())));
-        assert!(!gate.pass(), "an open gate holds nobody");
+        assert!(!gate.pass(0, unwanted), "an open gate holds nobody");
         assert_eq!(gate.waiting(), None);
         gate.close();
         let held: Vec<_> = (0..3)
             .map(|_| {
                 let gate = Arc::clone(&gate);
-                thread::spawn(move || gate.pass())
+                thread::spawn(move || gate.pass(0, unwanted))
             })
             .collect();
         while gate.waiting() != Some(3) {
@@ -184,6 +267,6 @@ mod tests {
         }
         gate.open();
         assert!(held.into_iter().all(|thread| thread.join().unwrap()));
-        assert!(!gate.pass());
+        assert!(!gate.pass(0, unwanted));
     }
 }

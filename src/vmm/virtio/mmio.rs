@@ -30,6 +30,19 @@ const CONFIG: u64 = 0x100;
 const INTERRUPT_STATUS: u64 = 0x060;
 const INTERRUPT_ACK: u64 = 0x064;
 
+/// The guest reads at `offset` of a place without a device: device id 0, and nothing behind it.
+pub fn read_placeholder(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let value = match offset {
+        0x000 => MAGIC,
+        0x004 => VERSION,
+        _ => return,
+    };
+    if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
+        *word = value.to_le_bytes();
+    }
+}
+
 #[derive(Debug)]
 enum Phase {
     /// The driver lays out queues.
