@@ -5,7 +5,8 @@
 //! QEMU is given the easier job, in two sizes. "bare": the workload is PID 1 in the initramfs, no image, no disk. "image": the image's root disk
 //! is its root file system, and the image's command PID 1: what a person with QEMU and the same kernel does to run an image. Neither has an
 //! agent, a writable layer, namespaces or separate streams; ours has.
-//! Programs are copied to a tmpfs first, the first round is dropped, and each round has an order of its own. Needs a host with usable KVM and cgroup v2; `make bench` brings it
+//! A microVM is measured twice: as `run` starts it, from a template, and with `--cold`.
+//! Programs are copied to a tmpfs first, the first two rounds are dropped, and each round has an order of its own. Needs a host with usable KVM and cgroup v2; `make bench` brings it
 //! into the lab if this host has none.
 #![allow(
     clippy::print_stdout,
@@ -35,6 +36,9 @@ struct Peer {
 /// Pause before each start: what the host still frees of the one before is not charged to the next.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// Rounds that do not count: the first leaves a template, the second a list of what a start touches of it.
+const DROPPED: usize = 2;
+
 /// Milliseconds of one start.
 struct Sample {
     first_byte: f64,
@@ -53,14 +57,14 @@ fn main() {
 
     let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
     // An order of its own each round, so that nobody always follows the same neighbour.
-    let orders = duplex::compare::turns(peers.len(), u32::try_from(rounds).unwrap() + 1, 1);
+    let orders = duplex::compare::turns(peers.len(), u32::try_from(rounds + DROPPED).unwrap(), 1);
     for (round, order) in orders.into_iter().enumerate() {
         for index in order {
             let peer = &peers[index];
             std::thread::sleep(SETTLED);
             let sample = measure(peer, &expected);
             eprint_round(round, peer.name, &sample);
-            if round > 0 {
+            if round >= DROPPED {
                 samples.entry(peer.name).or_default().push(sample);
             }
         }
@@ -73,7 +77,7 @@ fn main() {
 
 #[allow(clippy::print_stderr)]
 fn eprint_round(round: usize, name: &str, sample: &Sample) {
-    let kind = if round == 0 { "dropped" } else { "kept" };
+    let kind = if round < DROPPED { "dropped" } else { "kept" };
     eprintln!(
         "round {round} ({kind}): {name:<18} first byte {:8.1} ms, gone {:8.1} ms",
         sample.first_byte, sample.gone
@@ -88,8 +92,11 @@ fn peers(stage: &Path) -> Vec<Peer> {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
     };
+    let mut cold = run("microvm");
+    cold.insert(2, "--cold".to_owned());
     let mut peers = vec![
         Peer { name: "duplex microvm", command: run("microvm"), cleanup: Vec::new() },
+        Peer { name: "duplex cold", command: cold, cleanup: Vec::new() },
         Peer { name: "duplex container", command: run("container"), cleanup: Vec::new() },
     ];
     let bundle = bundle(stage);
@@ -283,5 +290,5 @@ fn report(peers: &[Peer], samples: &BTreeMap<&str, Vec<Sample>>, rounds: usize) 
         }));
     }
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
-    json!({ "rounds": rounds, "dropped": 1, "host_kernel": kernel.trim(), "lab": std::env::var_os("DUPLEX_IN_LAB").is_some(), "peers": rows })
+    json!({ "rounds": rounds, "dropped": DROPPED, "host_kernel": kernel.trim(), "lab": std::env::var_os("DUPLEX_IN_LAB").is_some(), "peers": rows })
 }

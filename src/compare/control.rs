@@ -122,7 +122,7 @@ pub(super) mod tests {
     }
 
     fn failed(isolation: Isolation, evidence: &Evidence) -> Vec<String> {
-        let arm = Arm { name: "a".into(), isolation, kernel: None, read_only: false };
+        let arm = Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false };
         controls(&arm, &plan(), BOOT_ID, evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
     }
 

@@ -275,6 +275,12 @@ fn unequal(plan: &Plan) -> Vec<String> {
             found.push(format!("Processors: {} vCPUs in a microVM under a limit of {}.", plan.cpus.ceil(), plan.cpus));
         }
     }
+    if plan.arms.iter().any(|a| a.isolation == Isolation::MicroVm && !a.cold) {
+        found.push(
+            "A microVM that is not cold goes on from a template, which an earlier run has left: one boot is not counted."
+                .to_owned(),
+        );
+    }
     if plan.arms.iter().any(|a| a.kernel.is_some()) {
         found.push("The arms boot different guest kernels.".to_owned());
     }

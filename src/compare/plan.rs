@@ -21,16 +21,21 @@ pub struct Arm {
     /// The root file system refuses writes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// Each run boots the guest kernel (microVM only).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
 }
 
 /// Why a text is not an arm, or arms are not a comparison.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ArmError {
     /// The isolation is unknown.
-    #[error("Arm '{0}' names neither 'microvm' nor 'container': write [NAME=]ISOLATION[,kernel=FILE][,read-only]")]
+    #[error(
+        "Arm '{0}' names neither 'microvm' nor 'container': write [NAME=]ISOLATION[,cold][,kernel=FILE][,read-only]"
+    )]
     Isolation(String),
     /// A setting is unknown.
-    #[error("Arm '{arm}' has the unknown setting '{setting}': kernel=FILE and read-only are known")]
+    #[error("Arm '{arm}' has the unknown setting '{setting}': cold, kernel=FILE and read-only are known")]
     Setting {
         /// The arm as typed.
         arm: String,
@@ -38,7 +43,7 @@ pub enum ArmError {
         setting: String,
     },
     /// A kernel for a container.
-    #[error("Arm '{0}' is a container, which runs on the host's kernel: leave out kernel=FILE")]
+    #[error("Arm '{0}' is a container, which runs on the host's kernel: leave out kernel=FILE and cold")]
     Kernel(String),
     /// Not a name.
     #[error("Name '{0}' of an arm is not 1 to 20 letters, digits, '_', '.' and '-'")]
@@ -63,24 +68,26 @@ impl FromStr for Arm {
         if !(1..=20).contains(&name.len()) || !name.chars().all(plain) {
             return Err(ArmError::Name(name.to_owned()));
         }
-        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false };
+        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false, cold: false };
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
                 ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
                 ("read-only", "") => arm.read_only = true,
+                ("cold", "") => arm.cold = true,
                 _ => return Err(ArmError::Setting { arm: text.to_owned(), setting: part.to_owned() }),
             }
         }
-        if arm.isolation == Isolation::Container && arm.kernel.is_some() {
+        if arm.isolation == Isolation::Container && (arm.kernel.is_some() || arm.cold) {
             return Err(ArmError::Kernel(text.to_owned()));
         }
         Ok(arm)
     }
 }
 
-/// The arms that these texts name; container and microVM if there are none. The first is the baseline.
+/// The arms that these texts name; if there are none, a container, a microVM as `run` starts it, and one that boots. The first is the baseline.
 pub fn arms(texts: &[String]) -> Result<Vec<Arm>, ArmError> {
-    let texts = if texts.is_empty() { &["container".to_owned(), "microvm".to_owned()][..] } else { texts };
+    let usual = ["container", "microvm", "cold=microvm,cold"].map(str::to_owned);
+    let texts = if texts.is_empty() { &usual[..] } else { texts };
     if texts.len() < 2 {
         return Err(ArmError::TooFew(texts.len()));
     }
@@ -130,12 +137,21 @@ mod tests {
 
     #[test]
     fn arms_are_an_isolation_with_settings() {
-        let arm = |name: &str, isolation| Arm { name: name.to_owned(), isolation, kernel: None, read_only: false };
+        let arm = |name: &str, isolation| Arm {
+            name: name.to_owned(),
+            isolation,
+            kernel: None,
+            read_only: false,
+            cold: false,
+        };
         assert_eq!("microvm".parse(), Ok(arm("microvm", Isolation::MicroVm)));
         assert_eq!("a=container".parse(), Ok(arm("a", Isolation::Container)));
-        let full = Arm { kernel: Some("/k".into()), read_only: true, ..arm("new", Isolation::MicroVm) };
-        assert_eq!("new=microvm,kernel=/k,read-only".parse(), Ok(full));
-        assert_eq!(arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["container", "microvm"]);
+        let full = Arm { kernel: Some("/k".into()), read_only: true, cold: true, ..arm("new", Isolation::MicroVm) };
+        assert_eq!("new=microvm,kernel=/k,read-only,cold".parse(), Ok(full));
+        assert_eq!(
+            arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
+            ["container", "microvm", "cold"]
+        );
     }
 
     #[test]

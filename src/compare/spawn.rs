@@ -101,6 +101,9 @@ impl Spawner {
         if let Some(kernel) = &arm.kernel {
             command.arg("--kernel").arg(kernel);
         }
+        if arm.cold {
+            command.arg("--cold");
+        }
         if arm.read_only {
             command.arg("--read-only");
         }

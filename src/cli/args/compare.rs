@@ -13,14 +13,14 @@ use crate::spec::{Cpus, MemorySize};
     after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 125 wrong usage."
 )]
 pub(crate) struct CompareArgs {
-    /// One side: [NAME=]microvm|container[,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container and microvm]
+    /// One side: [NAME=]microvm|container[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,
     /// Measured rounds; each runs every arm once
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
-    /// Rounds before them that are kept but not counted
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    /// Rounds before them that are kept but not counted: a microVM's first leaves a template, its second a list of what a start touches
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub warmup: u32,
     /// Rounds that measure memory, apart from the timed ones
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
