@@ -72,6 +72,8 @@ mod registry;
 mod runner_itself;
 #[path = "host/stats.rs"]
 mod stats;
+#[path = "host/templates.rs"]
+mod templates;
 #[path = "host/volumes.rs"]
 mod volumes;
 
@@ -99,6 +101,7 @@ const ALL: &[&[runner::Case]] = &[
     runner_itself::CASES,
     share::CASES,
     stats::CASES,
+    templates::CASES,
     volumes::CASES,
 ];
 

@@ -57,6 +57,10 @@ pub(crate) fn inventory(folders: &[&Path]) -> BTreeSet<String> {
 fn tree(folder: &Path, kind: &str, only_folders: bool, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
+        // A cache: what is in it belongs to no sandbox, and what is not whole has no name.
+        if path.ends_with("templates") {
+            continue;
+        }
         let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
         if is_folder {
             tree(&path, kind, only_folders, found);

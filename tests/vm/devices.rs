@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use duplex::spec::RequestToMonitor;
 
-use crate::machine::{Machine, NEEDS, Plan, file_of, pattern, read_all};
+use crate::machine::{Machine, NEEDS, Plan, file_of, in_every_life, pattern, read_all};
 use crate::runner::{Case, Verdict};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "vm::disks_read_write_and_refuse", needs: NEEDS, run: disks },
-    Case { name: "vm::vsock_echoes_10_mib", needs: NEEDS, run: echo },
-    Case { name: "vm::vsock_waits_for_a_slow_host", needs: NEEDS, run: slow_host },
-    Case { name: "vm::vsock_refuses_ports_without_a_stream", needs: NEEDS, run: refused },
-    Case { name: "vm::streams_can_come_later", needs: NEEDS, run: late_stream },
-    Case { name: "vm::entropy_comes_from_the_host", needs: NEEDS, run: random },
-    Case { name: "vm::console_output_arrives_whole", needs: NEEDS, run: console },
+    Case { name: "vm::disks_read_write_and_refuse", needs: NEEDS, run: || in_every_life(disks) },
+    Case { name: "vm::vsock_echoes_10_mib", needs: NEEDS, run: || in_every_life(echo) },
+    Case { name: "vm::vsock_waits_for_a_slow_host", needs: NEEDS, run: || in_every_life(slow_host) },
+    Case { name: "vm::vsock_refuses_ports_without_a_stream", needs: NEEDS, run: || in_every_life(refused) },
+    Case { name: "vm::streams_can_come_later", needs: NEEDS, run: || in_every_life(late_stream) },
+    Case { name: "vm::entropy_comes_from_the_host", needs: NEEDS, run: || in_every_life(random) },
+    Case { name: "vm::console_output_arrives_whole", needs: NEEDS, run: || in_every_life(console) },
 ];
 
 const MIB: u64 = 1 << 20;

@@ -10,6 +10,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 
 const EXIT_PORT: u16 = 0x5f0;
+const READY_PORT: u16 = 0x5f1;
 const SHUTDOWN: u8 = 0x10;
 
 unsafe extern "C" {
@@ -94,6 +95,17 @@ fn pattern(offset: u64) -> u8 {
 fn expect_pattern(bytes: &[u8], offset: u64) {
     for (n, byte) in bytes.iter().enumerate() {
         assert_eq!(*byte, pattern(offset + n as u64), "at {}", offset + n as u64);
+    }
+}
+
+/// Says that the machine may be kept, and then looks for its devices: from here on it may be another machine.
+fn fill_slots() {
+    let bind = OpenOptions::new().write(true).open("/sys/bus/platform/drivers/virtio-mmio/bind").unwrap();
+    assert!(bind.write_at(b"virtio-mmio.0", 0).is_err(), "no device is there yet");
+    out(READY_PORT, 0);
+    let mut number = 0;
+    while bind.write_at(format!("virtio-mmio.{number}").as_bytes(), 0).is_ok() {
+        number += 1;
     }
 }
 
@@ -198,11 +210,15 @@ fn main() {
     mount_at("devtmpfs", "/dev");
     mount_at("proc", "/proc");
     mount_at("sysfs", "/sys");
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|word| word == "slots") {
+        arguments.remove(0);
+        fill_slots();
+    }
     let console_fd = unsafe { open(text("/dev/console").as_ptr(), 2) };
     for fd in 0..3 {
         unsafe { dup2(console_fd, fd) };
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["hello"] => hello(),

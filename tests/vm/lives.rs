@@ -2,20 +2,20 @@
 
 use duplex::spec::{MachineEvent, MachineExit, RequestToMonitor};
 
-use crate::machine::{Machine, NEEDS, Plan, file_of, guest_program};
+use crate::machine::{Machine, NEEDS, Plan, file_of, guest_program, in_every_life};
 use crate::runner::{Case, Need, Verdict};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "vm::guest_half_compiles", needs: &[Need::Outside, Need::Program("rustc")], run: guest_half },
-    Case { name: "vm::boots_with_one_processor", needs: NEEDS, run: one_processor },
-    Case { name: "vm::boots_with_several_processors", needs: NEEDS, run: several_processors },
+    Case { name: "vm::boots_with_one_processor", needs: NEEDS, run: || in_every_life(one_processor) },
+    Case { name: "vm::boots_with_several_processors", needs: NEEDS, run: || in_every_life(several_processors) },
     Case { name: "vm::agent_failure_is_told", needs: NEEDS, run: agent_failure },
-    Case { name: "vm::reset_is_told", needs: NEEDS, run: reset },
+    Case { name: "vm::reset_is_told", needs: NEEDS, run: || in_every_life(reset) },
     Case { name: "vm::panic_is_told_with_its_words", needs: NEEDS, run: panic },
     Case { name: "vm::triple_fault_is_told", needs: NEEDS, run: triple_fault },
     Case { name: "vm::kill_ends_a_machine_that_never_ends", needs: NEEDS, run: kill },
     Case { name: "vm::a_machine_ends_with_its_caller", needs: NEEDS, run: caller_gone },
-    Case { name: "vm::stray_accesses_do_no_harm", needs: NEEDS, run: strays },
+    Case { name: "vm::stray_accesses_do_no_harm", needs: NEEDS, run: || in_every_life(strays) },
     Case { name: "vm::smallest_memory_boots", needs: NEEDS, run: smallest },
     Case { name: "vm::what_cannot_boot_is_refused_in_words", needs: NEEDS, run: refusals },
 ];

@@ -1,5 +1,7 @@
 //! A machine under test: `duplex-vmm` started as its callers start it, with an initramfs that holds nothing but the guest half.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::mem::MaybeUninit;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use duplex::spec::{
     DiskSpec, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, RequestToMonitor,
-    ShareSpec, SpecFd, VsockSpec, VsockStream,
+    ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream,
 };
 use duplex::sys::spawn::ChildSetup;
 use duplex::vmm::spawn::encode;
@@ -23,7 +25,7 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
-use crate::runner::{Need, Skip};
+use crate::runner::{Need, Skip, Verdict};
 
 /// What every machine case needs.
 pub(crate) const NEEDS: &[Need] = &[Need::Host, Need::Kvm, Need::Program("rustc")];
@@ -141,11 +143,42 @@ impl Plan {
     }
 }
 
+/// What a machine is before its guest half plays the case.
+#[derive(Debug, Default)]
+enum Life {
+    /// It boots, with its devices.
+    #[default]
+    Booted,
+    /// It boots without, is written to one of these files, and goes on.
+    Saved(Vec<File>),
+    /// It goes on from one of these files, in their order.
+    Restored(VecDeque<File>),
+}
+
+thread_local! {
+    static LIFE: RefCell<Life> = RefCell::default();
+}
+
+/// Plays a case three times: with machines that boot, that are saved, and that go on from those.
+pub(crate) fn in_every_life(case: fn() -> Verdict) -> Verdict {
+    LIFE.set(Life::Booted);
+    case()?;
+    LIFE.set(Life::Saved(Vec::new()));
+    case()?;
+    let Life::Saved(files) = LIFE.take() else { unreachable!("it was set here") };
+    LIFE.set(Life::Restored(files.into()));
+    case()?;
+    LIFE.set(Life::Booted);
+    Ok(())
+}
+
 /// A running machine.
 pub(crate) struct Machine {
     child: Child,
     pub(crate) control: Option<OwnedFd>,
     console: File,
+    /// For whoever reads a failure.
+    life: &'static str,
 }
 
 /// How it ended.
@@ -192,6 +225,18 @@ impl Machine {
             keep.push(fd);
             number
         };
+        let (template, slots, life) = LIFE.with_borrow_mut(|life| match life {
+            Life::Booted => (None, "", "booted"),
+            Life::Saved(files) => {
+                files.push(File::from(memfd_create("template", MemfdFlags::CLOEXEC).unwrap()));
+                let file = files.last().unwrap().try_clone().unwrap();
+                (Some(TemplateSpec::Save(pass(file.into()))), "slots ", "saved")
+            }
+            Life::Restored(files) => {
+                let file = pass(files.pop_front().expect("it was saved before").into());
+                (Some(TemplateSpec::Restore { file, hot: None }), "slots ", "restored")
+            }
+        });
         let kernel = plan.kernel.map_or_else(kernel, Ok)?;
         let mut disks = Vec::new();
         for (extents, read_only) in plan.disks {
@@ -207,7 +252,10 @@ impl Machine {
             memory_mib: plan.memory_mib,
             kernel: pass(kernel.into()),
             initramfs: Some(pass(initramfs().into())),
-            cmdline: format!("console=ttyS0 console=hvc0 panic=-1 reboot=k {} -- {}", plan.parameters, plan.words),
+            cmdline: format!(
+                "console=ttyS0 console=hvc0 panic=-1 reboot=k {} -- {slots}{}",
+                plan.parameters, plan.words
+            ),
             disks,
             vsock: Some(VsockSpec { cid: 3, streams }),
             console: Some(pass(output)),
@@ -218,11 +266,12 @@ impl Machine {
                 };
                 NetDeviceSpec { backend, mac: MAC, mtu }
             })),
+            template,
             shares: plan.shares.into_iter().map(|(tag, s)| ShareSpec { tag, socket: pass(s.into()) }).collect(),
             control: pass(theirs),
         };
         let child = spawn(&spec, keep);
-        Ok(Self { child, control: Some(control), console })
+        Ok(Self { child, control: Some(control), console, life })
     }
 
     /// Asks the monitor something.
@@ -283,7 +332,8 @@ impl Machine {
             }
         }
         let code = self.reap(deadline);
-        Report { events, console: self.console(), code }
+        let life = self.life;
+        Report { events, console: format!("({life})\n{}", self.console()), code }
     }
 
     /// Closes the control socket, as a caller that dies does, and waits for the monitor to go.

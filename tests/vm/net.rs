@@ -6,15 +6,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use crate::machine::{MAC, Machine, NEEDS, Plan, Wire, pattern};
+use crate::machine::{MAC, Machine, NEEDS, Plan, Wire, in_every_life, pattern};
 use crate::runner::{Case, Need, Verdict};
 
 const TAP_NEEDS: &[Need] = &[Need::Host, Need::Kvm, Need::Root, Need::Program("rustc"), Need::Program("ip")];
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "vm::net_frames_pass_whole_over_a_stream", needs: NEEDS, run: frames_over_a_stream },
-    Case { name: "vm::net_goes_on_when_the_stream_ends", needs: NEEDS, run: stream_ends },
-    Case { name: "vm::net_carries_tcp_over_a_tap_with_segments", needs: TAP_NEEDS, run: tcp_over_a_tap },
+    Case { name: "vm::net_frames_pass_whole_over_a_stream", needs: NEEDS, run: || in_every_life(frames_over_a_stream) },
+    Case { name: "vm::net_goes_on_when_the_stream_ends", needs: NEEDS, run: || in_every_life(stream_ends) },
+    Case {
+        name: "vm::net_carries_tcp_over_a_tap_with_segments",
+        needs: TAP_NEEDS,
+        run: || in_every_life(tcp_over_a_tap),
+    },
 ];
 
 /// 60 frames of growing length, each sent back as it came.
