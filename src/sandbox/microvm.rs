@@ -42,6 +42,7 @@ use self::machine::{Ends, Machine, Wires};
 use self::monitor::{Monitor, Reach};
 use self::shares::{ShareError, Shares};
 use self::streams::Pumps;
+use self::templates::Lesson;
 pub use self::templates::remove_templates;
 use super::agent::{AgentError, Client, Voice};
 use super::cgroup::{Cgroup, CgroupError};
@@ -139,6 +140,9 @@ pub enum MicroVmError {
         #[source]
         source: Cause,
     },
+    /// The monitor could not go on from a template.
+    #[error("The machine could not go on from its template, which is removed now: start it again, or with --cold")]
+    Template(#[source] Cause),
     /// The guest kernel or the agent takes too long.
     #[error("The guest's agent has not spoken {} s after the machine started: --kernel-log FILE shows how far the guest kernel came", .0.as_secs())]
     Silent(Duration),
@@ -396,6 +400,10 @@ impl MicroVm {
             // The monitor knows only that a file server is not there.
             if let Some(failure) = self.shares.failure() {
                 return Err(ShareError::Ended(failure).into());
+            }
+            if let Some(Lesson::Touched(learner)) = lesson {
+                learner.refused();
+                return Err(MicroVmError::Template(source));
             }
             return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::busybox::{self, BUSYBOX};
-use crate::life::Place;
+use crate::life::{Place, words};
 use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] =
@@ -23,7 +23,13 @@ const CLOCK: f64 = 0.05;
 cases_with!(
     "templates",
     place(),
-    [starts_go_on_from_the_first, what_is_damaged_is_made_anew, no_two_are_alike, one_is_written_while_others_boot,]
+    [
+        starts_go_on_from_the_first,
+        what_is_damaged_is_made_anew,
+        another_processor_is_told,
+        no_two_are_alike,
+        one_is_written_while_others_boot,
+    ]
 );
 
 fn place() -> Place {
@@ -119,6 +125,40 @@ fn what_is_damaged_is_made_anew(place: &Place) {
         fs::write(&hot, bytes).unwrap();
         assert_eq!(run(place, &[], "echo fine"), "fine");
     }
+}
+
+/// The monitor compares the processor's features before any processor runs.
+fn another_processor_is_told(place: &Place) {
+    run(place, &[], "true");
+    let path = template(place);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = |bytes: &[u8], from: usize| {
+        usize::try_from(u64::from_le_bytes(bytes[from..from + 8].try_into().unwrap())).unwrap()
+    };
+    let state = at(&bytes, 16)..at(&bytes, 16) + at(&bytes, 24);
+    let vendor = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let vendor =
+        vendor.lines().find_map(|l| l.strip_prefix("vendor_id")?.trim_start().strip_prefix(": ")).unwrap().as_bytes()
+            [..4]
+            .to_vec();
+    let found: Vec<usize> = state.clone().filter(|i| bytes[*i..].starts_with(&vendor)).collect();
+    assert!(!found.is_empty(), "the vendor's name is in the processor's features");
+    found.iter().for_each(|i| bytes[*i] ^= 1);
+    let sum = crc32fast::hash(&bytes[state]).to_le_bytes();
+    bytes[12..16].copy_from_slice(&sum);
+    let sum = crc32fast::hash(&bytes[..32]).to_le_bytes();
+    bytes[32..36].copy_from_slice(&sum);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let refused = place.output(&["run", "--rm", "--isolation", "microvm", "--net", "none", IMAGE, "true"]);
+    let told = words(&refused);
+    assert!(
+        refused.status.code() == Some(125) && told.contains("its features are others") && told.contains("--cold"),
+        "{told}"
+    );
+    assert!(!path.exists());
+    assert_eq!(run(place, &[], "echo fine"), "fine");
+    place.must_be_clean("a template of another processor");
 }
 
 /// What each machine must have of its own, from the first instruction of its command.

@@ -67,6 +67,7 @@ fn run() -> Result<(), Trouble> {
 fn prepare() -> Result<Workload, Trouble> {
     boot::loopback_up()?;
     network::set_defaults()?;
+    root::mount_memory()?;
     Workload::create()
 }
 

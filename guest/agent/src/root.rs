@@ -16,6 +16,15 @@ const MEMORY: &str = "/memory";
 /// The overlay of both.
 pub(crate) const ROOT: &str = "/root";
 
+/// Makes the layer of memory, which is the same for every image.
+pub(crate) fn mount_memory() -> Result<(), Trouble> {
+    mount("tmpfs", MEMORY, "tmpfs", MountFlags::empty(), c"mode=0755").doing(|| format!("mount {MEMORY}"))?;
+    for folder in ["/memory/upper", "/memory/work"] {
+        std::fs::create_dir(folder).doing(|| format!("make {folder}"))?;
+    }
+    Ok(())
+}
+
 /// Mounts image and overlay. A read-only root has the layer of memory too, for mount points that the image lacks: it is closed once
 /// they are there.
 pub(crate) fn mount_image(root: &Root) -> Result<(), Trouble> {
@@ -26,10 +35,6 @@ pub(crate) fn mount_image(root: &Root) -> Result<(), Trouble> {
     let device = format!("/dev/{disk}");
     mount(&device, IMAGE, "erofs", MountFlags::RDONLY, None)
         .doing(|| format!("mount the image on {device} as EROFS"))?;
-    mount("tmpfs", MEMORY, "tmpfs", MountFlags::empty(), c"mode=0755").doing(|| format!("mount {MEMORY}"))?;
-    for folder in ["/memory/upper", "/memory/work"] {
-        std::fs::create_dir(folder).doing(|| format!("make {folder}"))?;
-    }
     let layers = c"lowerdir=/image,upperdir=/memory/upper,workdir=/memory/work";
     mount("overlay", ROOT, "overlay", MountFlags::empty(), layers).doing(|| "mount the overlay".into())
 }

@@ -195,9 +195,9 @@ fn beginning(
         Template::None
     });
     let (template, lesson) = match template {
-        Template::Restore(Kept { file, hot, unlearned }) => {
+        Template::Restore(Kept { file, hot, learner }) => {
             let (file, hot) = (fds.add(file)?, hot.map(|hot| fds.add(hot)).transpose()?);
-            (TemplateSpec::Restore { file, hot }, unlearned.map(Lesson::Touched))
+            (TemplateSpec::Restore { file, hot }, Some(Lesson::Touched(learner)))
         }
         Template::Save(saving) => {
             let file = fds.add(saving.file().map_err(MicroVmError::Resource)?)?;

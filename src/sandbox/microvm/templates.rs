@@ -60,7 +60,7 @@ pub(super) enum Lesson {
     /// The template that it writes.
     Saved(Saving),
     /// What it touches of the template that it went on from.
-    Touched(Unlearned),
+    Touched(Learner),
 }
 
 impl Lesson {
@@ -70,8 +70,10 @@ impl Lesson {
         let (learned, unlearned) = match (self, saved, monitor) {
             (Self::Saved(saving), Some([]), _) => (saving.keep(), None),
             (Self::Saved(_), Some(causes), _) => (Err(io::Error::other(causes.join(": "))), None),
-            (Self::Touched(unlearned), _, Some(monitor)) => (unlearned.learn(monitor), Some(unlearned)),
-            (Self::Saved(_), None, _) | (Self::Touched(_), _, None) => (Ok(()), None),
+            (Self::Touched(Learner { unlearned: Some(unlearned), .. }), _, Some(monitor)) => {
+                (unlearned.learn(monitor), Some(unlearned))
+            }
+            (Self::Saved(_), None, _) | (Self::Touched(_), ..) => (Ok(()), None),
         };
         if let Err(e) = learned {
             tracing::warn!("nothing was learned from this start: {e}");
@@ -86,7 +88,24 @@ pub(super) struct Kept {
     pub(super) file: File,
     /// The list of its pages that a start touches.
     pub(super) hot: Option<File>,
-    pub(super) unlearned: Option<Unlearned>,
+    pub(super) learner: Learner,
+}
+
+/// A template that a machine goes on from, for what is learned of it.
+#[derive(Debug)]
+pub(super) struct Learner {
+    path: PathBuf,
+    /// Nobody knows yet what a start touches.
+    unlearned: Option<Unlearned>,
+}
+
+impl Learner {
+    /// The monitor refused it, which it will do again: the next start makes another one.
+    pub(super) fn refused(self) {
+        if let Err(e) = gone(fs::remove_file(&self.path)) {
+            tracing::warn!("the template {} stays: {e}", self.path.display());
+        }
+    }
 }
 
 /// A template of which nobody knows yet what a start touches.
@@ -158,16 +177,16 @@ fn whole(path: &Path, shape: &Shape<'_>) -> io::Result<Option<Kept>> {
         }
     };
     let file = File::from(file);
-    let path = path.with_extension(HOT);
-    let hot = opened(&path)?;
+    let list = path.with_extension(HOT);
+    let hot = opened(&list)?;
     // The budget takes those that were not used for long. A file system that does not keep times is no reason not to go on.
     for file in [&file].into_iter().chain(&hot) {
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
     }
     let inode = file.metadata()?.ino();
     let MachineState { memory_mib, extents, .. } = saved.state;
-    let unlearned = hot.is_none().then_some(Unlearned { path, inode, memory_mib, extents });
-    Ok(Some(Kept { file, hot, unlearned }))
+    let unlearned = hot.is_none().then_some(Unlearned { path: list, inode, memory_mib, extents });
+    Ok(Some(Kept { file, hot, learner: Learner { path: path.to_owned(), unlearned } }))
 }
 
 fn opened(path: &Path) -> io::Result<Option<File>> {
