@@ -13,7 +13,7 @@ use crate::spec::{Cpus, Exit, MIB, MemorySize, Moments, Outcome, Usage};
 
 pub(crate) fn plan() -> Plan {
     Plan {
-        arms: plan::arms(&[]).unwrap(),
+        arms: plan::arms(&["container".to_owned(), "microvm".to_owned()]).unwrap(),
         reference: "workloads".to_owned(),
         image: Digest::from_sha256([1; 32]),
         command: vec!["hello".to_owned()],
