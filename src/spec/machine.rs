@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::NetRate;
+
 /// I/O port on which the guest's agent says how the machine ended, in one byte (see [`guest_exit`]).
 pub const EXIT_PORT: u16 = duplex_wire::EXIT_PORT;
 
@@ -112,6 +114,8 @@ pub struct NetDeviceSpec {
     pub mac: [u8; 6],
     /// Longest packet without the Ethernet header, in bytes: 1280 to 65520.
     pub mtu: u16,
+    /// How fast it takes frames from the guest, and how fast it gives it frames, at most.
+    pub rate: Option<NetRate>,
 }
 
 /// Where a network device's frames go and come from. The caller has opened it; other processes must not read or write it.

@@ -1,5 +1,6 @@
 //! How fast a sandbox reads and writes at most.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -47,6 +48,14 @@ pub enum RateError {
     /// Not a size.
     #[error(transparent)]
     Size(#[from] LimitsError),
+    /// Not a rate of a network.
+    #[error(
+        "'{0}' is not a rate of a network: write a whole number and bit, kbit, mbit or gbit a second, such as 10mbit, or bps, kbps, mbps or gbps, which are bytes a second"
+    )]
+    Network(String),
+    /// A rate of a network that is too low or too high.
+    #[error("A network's rate of '{0}' is not between {least} and {most}", least = NetRate::LEAST, most = NetRate::MOST)]
+    Bounds(String),
     /// Not a number of operations.
     #[error("'{0}' is not a number of operations a second, 1 or more")]
     Operations(String),
@@ -88,6 +97,85 @@ impl Rate for u64 {
     }
 }
 
+/// How fast each interface of a sandbox sends, and how fast it receives, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NetRate(u64);
+
+impl NetRate {
+    /// The lowest: below it one long packet takes longer than TCP waits for a first answer.
+    pub const LEAST: Self = Self(64_000);
+    /// The highest: its bytes a second fit the 32 bits in which the kernel keeps them.
+    pub const MOST: Self = Self(32_000_000_000);
+
+    /// The longest frame that any interface hands over at once, and some more: 64 KiB of packet and its headers.
+    const LONGEST_FRAME: u64 = (64 << 10) + 64;
+    /// The part of a second that may pass at once.
+    const BURST: u64 = 40;
+
+    /// Bits a second.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Bytes a second.
+    pub fn bytes(self) -> u32 {
+        u32::try_from(self.0 / 8).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes that may pass at once after a pause: those of 25 ms, and at least one frame of any length.
+    pub fn burst(self) -> u32 {
+        let bytes = u64::from(self.bytes()) / Self::BURST;
+        u32::try_from(bytes.max(Self::LONGEST_FRAME)).unwrap_or(u32::MAX)
+    }
+
+    /// The longest receive buffer of one connection, in bytes. TCP offers half of it, which is what passes in 250 ms: whatever else there is to
+    /// receive waits no longer behind it. At most 6 MiB, Linux's usual.
+    pub fn receive_buffer(self) -> u32 {
+        (self.bytes() / 2).clamp(64 << 10, 6 << 20)
+    }
+}
+
+/// What a text behind a number counts: bits a second in one of it. The longer names first, as some end like others.
+const UNITS: [(&str, u64); 8] = [
+    ("kbit", 1000),
+    ("mbit", 1_000_000),
+    ("gbit", 1_000_000_000),
+    ("kbps", 8000),
+    ("mbps", 8_000_000),
+    ("gbps", 8_000_000_000),
+    ("bit", 1),
+    ("bps", 8),
+];
+
+impl FromStr for NetRate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        let bad = || RateError::Network(text.to_owned());
+        let lower = text.to_ascii_lowercase();
+        let unit = UNITS.iter().find_map(|(name, bits)| Some((lower.strip_suffix(name)?, *bits)));
+        let (number, bits) = unit.ok_or_else(bad)?;
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        let rate = number.parse::<u64>().ok().and_then(|number| number.checked_mul(bits)).map(Self);
+        let within = rate.filter(|rate| (Self::LEAST..=Self::MOST).contains(rate));
+        within.ok_or_else(|| RateError::Bounds(text.to_owned()))
+    }
+}
+
+impl fmt::Display for NetRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, bits) in [("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1000)] {
+            if self.0.is_multiple_of(bits) {
+                return write!(f, "{}{name}", self.0 / bits);
+            }
+        }
+        write!(f, "{}bit", self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +190,47 @@ mod tests {
         assert_eq!("/dev/sda".parse::<DeviceValue<u64>>(), Err(RateError::Device("/dev/sda".into())));
         assert_eq!("/dev/sda:0".parse::<DeviceValue<u64>>(), Err(RateError::Operations("0".into())));
         assert!(matches!("/dev/sda:fast".parse::<DeviceValue<MemorySize>>(), Err(RateError::Size(_))));
+    }
+
+    #[test]
+    fn rates_of_networks_read_as_tc_reads_them() {
+        for (text, bits, shown) in [
+            ("64kbit", 64_000, "64kbit"),
+            ("10mbit", 10_000_000, "10mbit"),
+            ("10Mbit", 10_000_000, "10mbit"),
+            ("1500kbit", 1_500_000, "1500kbit"),
+            ("2gbit", 2_000_000_000, "2gbit"),
+            ("100001bit", 100_001, "100001bit"),
+            ("8000bps", 64_000, "64kbit"),
+            ("100kbps", 800_000, "800kbit"),
+            ("1mbps", 8_000_000, "8mbit"),
+            ("4gbps", 32_000_000_000, "32gbit"),
+        ] {
+            let rate: NetRate = text.parse().unwrap();
+            assert_eq!((rate.bits(), rate.to_string().as_str()), (bits, shown), "{text}");
+            assert_eq!(rate.to_string().parse(), Ok(rate));
+        }
+        for bad in ["", "10", "mbit", "10 mbit", "-1mbit", "+1mbit", "1.5mbit", "10mb", "10mbits", "10mibit", "1e3kbit"]
+        {
+            assert_eq!(bad.parse::<NetRate>(), Err(RateError::Network(bad.to_owned())), "{bad}");
+        }
+        for bad in
+            ["0bit", "63999bit", "7999bps", "33gbit", "5gbps", "99999999999999999999gbit", "18446744073709551615gbit"]
+        {
+            assert_eq!(bad.parse::<NetRate>(), Err(RateError::Bounds(bad.to_owned())), "{bad}");
+        }
+        let words = RateError::Bounds("1bit".into()).to_string();
+        assert!(words.contains("64kbit") && words.contains("32gbit"), "{words}");
+    }
+
+    #[test]
+    fn a_burst_is_some_milliseconds_and_never_less_than_a_frame() {
+        let of = |text: &str| text.parse::<NetRate>().unwrap();
+        assert_eq!(NetRate::LEAST.bytes(), 8000);
+        assert_eq!(NetRate::MOST.bytes(), 4_000_000_000);
+        assert_eq!(of("1mbit").burst(), 65_600);
+        assert_eq!(of("100mbit").burst(), 312_500);
+        assert_eq!(NetRate::MOST.burst(), 100_000_000);
+        assert_eq!([of("64kbit"), of("4mbit"), NetRate::MOST].map(NetRate::receive_buffer), [65_536, 250_000, 6 << 20]);
     }
 }

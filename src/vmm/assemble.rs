@@ -339,13 +339,16 @@ impl Devices<'_> {
 
     fn net(&mut self, spec: &NetDeviceSpec) -> Result<Net, AssembleError> {
         let sources = self.sources();
-        match spec.backend {
+        let device = match spec.backend {
             NetBackend::Stream(fd) => {
-                Ok(Net::over_stream(self.inherited.own(fd, "network stream")?, spec.mac, spec.mtu, sources))
+                Net::over_stream(self.inherited.own(fd, "network stream")?, spec.mac, spec.mtu, sources)
             }
-            NetBackend::Tap(fd) => {
-                Net::over_tap(self.inherited.own(fd, "tap")?, spec.mac, spec.mtu, sources).map_err(AssembleError::Tap)
-            }
+            NetBackend::Tap(fd) => Net::over_tap(self.inherited.own(fd, "tap")?, spec.mac, spec.mtu, sources)
+                .map_err(AssembleError::Tap)?,
+        };
+        match spec.rate {
+            Some(rate) => device.limited(rate).map_err(AssembleError::Descriptors),
+            None => Ok(device),
         }
     }
 

@@ -64,7 +64,9 @@ pub fn decode(fd: &OwnedFd) -> Result<MachineSpec, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, ExtentSpec, NetBackend, NetDeviceSpec, ShareSpec, SpecFd, VsockSpec, VsockStream};
+    use crate::spec::{
+        DiskSpec, ExtentSpec, NetBackend, NetDeviceSpec, NetRate, ShareSpec, SpecFd, VsockSpec, VsockStream,
+    };
     use std::io::{Seek, Write};
 
     fn spec() -> MachineSpec {
@@ -79,7 +81,12 @@ mod tests {
             disks: vec![DiskSpec { extents: vec![extent], read_only: true, direct: false }],
             vsock: Some(VsockSpec { cid: 3, streams: vec![VsockStream { port: 1024, fd: SpecFd(7) }] }),
             console: None,
-            nets: vec![NetDeviceSpec { backend: NetBackend::Stream(SpecFd(10)), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            nets: vec![NetDeviceSpec {
+                backend: NetBackend::Stream(SpecFd(10)),
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                rate: Some(NetRate::LEAST),
+            }],
             shares: vec![ShareSpec { tag: "share0".to_owned(), socket: SpecFd(11) }],
             template: None,
             control: SpecFd(8),

@@ -264,7 +264,7 @@ impl Machine {
                     Wire::Stream(socket) => NetBackend::Stream(pass(socket.into())),
                     Wire::Tap(tap) => NetBackend::Tap(pass(tap)),
                 };
-                NetDeviceSpec { backend, mac: MAC, mtu }
+                NetDeviceSpec { backend, mac: MAC, mtu, rate: None }
             })),
             template,
             shares: plan.shares.into_iter().map(|(tag, s)| ShareSpec { tag, socket: pass(s.into()) }).collect(),

@@ -74,10 +74,10 @@ impl Wires {
     fn devices(self, fds: &mut Numbered) -> Result<Vec<NetDeviceSpec>, MicroVmError> {
         let mut devices = Vec::new();
         if let Some(wire) = self.user {
-            devices.push(NetDeviceSpec { backend: NetBackend::Stream(fds.add(wire)?), mac: MAC, mtu: MTU });
+            devices.push(NetDeviceSpec { backend: NetBackend::Stream(fds.add(wire)?), mac: MAC, mtu: MTU, rate: None });
         }
         if let Some((tap, BridgeAttachment { mac, .. })) = self.bridge {
-            devices.push(NetDeviceSpec { backend: NetBackend::Tap(fds.add(tap)?), mac, mtu: bridge::MTU });
+            devices.push(NetDeviceSpec { backend: NetBackend::Tap(fds.add(tap)?), mac, mtu: bridge::MTU, rate: None });
         }
         Ok(devices)
     }

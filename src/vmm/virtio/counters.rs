@@ -11,6 +11,8 @@ pub struct Counters {
     pub refused: Count,
     /// Broken rules ([`super::fault::GuestFault`]).
     pub faults: Count,
+    /// Waits that a rate has caused.
+    pub delayed: Count,
     /// Register accesses of a wrong width, place or time.
     pub strays: Count,
 }

@@ -6,12 +6,15 @@
 //! ```
 //!
 //! Neither side buffers more than one frame for the other: a back end that is full stops the transmit queue, a driver without receive
-//! buffers stops the reading. What a frame says is nobody's business here; what its header asks for is checked against what was agreed.
+//! buffers stops the reading. A rate does the same: a frame that has to wait stays where it is, in the driver's queue or with the host, and a
+//! timer goes on. Nothing is lost by any of them. What a frame says is nobody's business here; what its header asks for is checked against what was agreed.
 
 mod backend;
+mod bucket;
 mod checksum;
 mod features;
 mod header;
+mod pace;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,13 +23,18 @@ use super::area::Area;
 use super::device::{BUDGET, DeviceIo, Next, Sources, VirtioDevice, config_bytes};
 use super::fault::GuestFault;
 use super::queue::{Chain, LiveQueue, Progress, Room, Served};
+use crate::spec::NetRate;
 use crate::vmm::events::{Interest, Readiness};
 use crate::vmm::memory::GuestRam;
 use backend::{Backend, LONGEST, SHORTEST, Sent, Stream, Tap};
 use header::{HEADER, Header};
+use pace::{Pace, Way};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
+/// Numbers of the descriptors that it watches.
+const FRAMES: u32 = 0;
+const TIMER: u32 = 1;
 /// Ethernet header and VLAN tag, which the MTU does not count.
 const BESIDE_MTU: usize = 18;
 /// Most buffers of one received frame: pages, and one more for each that begins and ends within.
@@ -48,6 +56,8 @@ pub struct Net {
     outgoing: Vec<u8>,
     sources: Sources,
     watched: Option<Interest>,
+    /// Its rate, if it has one.
+    pace: Option<Pace>,
 }
 
 impl Net {
@@ -71,28 +81,48 @@ impl Net {
         for (to, from) in config.iter_mut().zip(mac.iter().chain(&[1, 0, 1, 0]).chain(&mtu.to_le_bytes())) {
             *to = *from;
         }
-        Self { backend, config, outgoing: Vec::new(), sources, watched: None }
+        Self { backend, config, outgoing: Vec::new(), sources, watched: None, pace: None }
     }
 
-    /// Takes the guest's frames.
-    fn transmit(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, GuestFault> {
+    /// With this rate in each direction.
+    ///
+    /// # Errors
+    /// If there is no timer.
+    pub fn limited(mut self, rate: NetRate) -> io::Result<Self> {
+        let pace = Pace::new(rate)?;
+        self.sources.watch(pace.timer(), TIMER, Interest::INPUT)?;
+        self.pace = Some(pace);
+        Ok(self)
+    }
+
+    /// Takes the guest's frames. True beside the progress if the back end is full.
+    fn transmit(&mut self, io: &mut DeviceIo<'_>) -> Result<(Progress, bool), GuestFault> {
         let (counters, features) = (io.counters, io.features);
-        let Some(Some(queue)) = io.queues.get_mut(usize::from(TRANSMIT)) else { return Ok(Progress::Drained) };
+        let mut full = false;
+        let Some(Some(queue)) = io.queues.get_mut(usize::from(TRANSMIT)) else { return Ok((Progress::Drained, full)) };
         let progress = queue.serve(io.ram, BUDGET, |chain| {
             // A frame of which a part is gone is finished first.
             if !self.backend.flush() {
+                full = true;
+                return Ok(Served::Later);
+            }
+            let length = usize::try_from(chain.readable.len()).unwrap_or(usize::MAX).saturating_sub(HEADER);
+            if self.pace.as_mut().is_some_and(|pace| !pace.admits(Way::Out, length)) {
                 return Ok(Served::Later);
             }
             match self.take(chain, features)? {
-                Sent::Full => return Ok(Served::Later),
+                Sent::Full => {
+                    full = true;
+                    return Ok(Served::Later);
+                }
                 Sent::Dropped => counters.refused.add(),
-                Sent::Yes => {}
+                Sent::Yes => self.pace.iter_mut().for_each(|pace| pace.spend(Way::Out, length)),
             }
             counters.served.add();
             Ok(Served::Done(0))
         });
         io.notify(TRANSMIT)?;
-        progress
+        Ok((progress?, full))
     }
 
     /// One frame of the guest's.
@@ -130,9 +160,14 @@ impl Net {
             }
             left = left.saturating_sub(1);
             let Some((header, frame)) = self.backend.frame(verified) else { break Progress::Drained };
+            let length = frame.len();
+            if self.pace.as_mut().is_some_and(|pace| !pace.admits(Way::In, length)) {
+                break Progress::Blocked;
+            }
             match put(queue, io.ram, (header, frame), most)? {
                 Put::Given => {
                     io.counters.served.add();
+                    self.pace.iter_mut().for_each(|pace| pace.spend(Way::In, length));
                     used = true;
                 }
                 Put::NoRoom => io.counters.refused.add(),
@@ -154,15 +189,17 @@ impl Net {
         if self.watched.take().is_some() {
             self.sources.forget(self.backend.fd());
         }
-        self.watched = interest.filter(|interest| self.sources.watch(&self.backend.fd(), 0, *interest).is_ok());
+        self.watched = interest.filter(|interest| self.sources.watch(&self.backend.fd(), FRAMES, *interest).is_ok());
     }
 
     /// Takes and gives until neither goes on.
     fn pump(&mut self, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
+        self.pace.iter_mut().for_each(Pace::begin);
         let received = self.receive(io)?;
-        let transmitted = self.transmit(io)?;
+        let (transmitted, full) = self.transmit(io)?;
+        self.pace.iter_mut().for_each(|pace| pace.end(&io.counters.delayed));
         let flushed = self.backend.flush();
-        self.watch(match (self.backend.is_gone(), flushed && transmitted != Progress::Blocked) {
+        self.watch(match (self.backend.is_gone(), flushed && !full) {
             (true, _) => None,
             (false, true) => Some(Interest::INPUT),
             (false, false) => Some(Interest::STREAM),
@@ -243,12 +280,16 @@ impl VirtioDevice for Net {
         self.pump(io)
     }
 
-    fn ready(&mut self, _source: u32, _readiness: Readiness, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
+    fn ready(&mut self, source: u32, _readiness: Readiness, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
+        if source == TIMER {
+            self.pace.iter_mut().for_each(Pace::forget);
+        }
         self.pump(io)
     }
 
     fn reset(&mut self) {
         self.watch(None);
+        self.pace.iter_mut().for_each(Pace::forget);
     }
 }
 

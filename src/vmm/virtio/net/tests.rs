@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -16,9 +17,17 @@ const AGREED: u64 = MAC | MTU | MRG_RXBUF | CSUM | GUEST_CSUM;
 /// A driver with these features, and the host's end.
 fn network(features: u64) -> (Driver, UnixStream) {
     let (near, far) = UnixStream::pair().unwrap();
-    far.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let make = move |sources| Net::over_stream(near.into(), MAC_ADDRESS, 1500, sources);
     (Driver::ready(features, make), far)
+}
+
+/// The same at a rate.
+fn limited(rate: &str) -> (Driver, UnixStream) {
+    let (near, far) = UnixStream::pair().unwrap();
+    let rate = rate.parse().unwrap();
+    let make = move |sources| Net::over_stream(near.into(), MAC_ADDRESS, 1500, sources).limited(rate).unwrap();
+    (Driver::ready(AGREED, make), far)
 }
 
 fn receive(host: &mut UnixStream) -> Vec<u8> {
@@ -195,6 +204,71 @@ fn a_full_socket_makes_the_guest_wait_and_loses_nothing() {
         driver.poll();
     }
     assert_eq!(done + std::iter::from_fn(|| driver.take_used(1)).count(), 240);
+}
+
+/// Frames of 90 KB at a megabyte a second, a burst of which passes at once: the rest takes 25 ms or more.
+const FRAMES: u8 = 60;
+const AT_ONCE: usize = 43;
+const REST: Duration = Duration::from_millis(25);
+
+#[test]
+fn a_rate_holds_what_goes_out_and_loses_none_of_it() {
+    let (mut driver, mut host) = limited("8mbit");
+    let began = Instant::now();
+    for seed in 0..FRAMES {
+        driver.add(1, &[Buffer::Out(&[0; 12]), Buffer::Out(&frame(seed, 1514))]);
+    }
+    driver.kick(1);
+    let mut done = std::iter::from_fn(|| driver.take_used(1)).count();
+    assert!(done >= AT_ONCE);
+    while done < FRAMES.into() {
+        driver.poll();
+        done += std::iter::from_fn(|| driver.take_used(1)).count();
+        assert!(began.elapsed() < REST * 400, "it does not go on");
+    }
+    assert!(began.elapsed() >= REST, "{:?}", began.elapsed());
+    (0..FRAMES).for_each(|seed| assert!(receive(&mut host) == frame(seed, 1514), "frame {seed}"));
+    assert!(driver.device.counters().delayed.get() > 0 && driver.device.counters().refused.get() == 0);
+}
+
+#[test]
+fn a_rate_holds_what_comes_in_and_loses_none_of_it() {
+    let (mut driver, mut host) = limited("8mbit");
+    let places = offer(&mut driver, FRAMES.into(), 2000);
+    driver.kick(0);
+    let began = Instant::now();
+    (0..FRAMES).for_each(|seed| give(&mut host, &frame(seed, 1514)));
+    for seed in 0..FRAMES {
+        let got = loop {
+            if let Some((_, got)) = taken(&mut driver, &places) {
+                break got;
+            }
+            driver.poll();
+            assert!(began.elapsed() < REST * 400, "it does not go on");
+        };
+        assert!(got == frame(seed, 1514), "frame {seed}");
+    }
+    assert!(began.elapsed() >= REST, "{:?}", began.elapsed());
+    // The other direction has its own.
+    driver.send(1, &[Buffer::Out(&[0; 12]), Buffer::Out(&frame(7, 1514))]);
+    assert!(driver.take_used(1).is_some());
+}
+
+/// The lowest rate gives back a burst in 8 s.
+#[test]
+fn a_reset_gives_no_new_burst() {
+    let (mut driver, _host) = limited("64kbit");
+    let mut passed = || {
+        let before = driver.device.counters().served.get();
+        driver.initialise(AGREED);
+        for seed in 0..FRAMES {
+            driver.add(1, &[Buffer::Out(&[0; 12]), Buffer::Out(&frame(seed, 1514))]);
+        }
+        driver.kick(1);
+        usize::try_from(driver.device.counters().served.get() - before).unwrap()
+    };
+    assert!(passed() >= AT_ONCE);
+    assert!(passed() < AT_ONCE);
 }
 
 #[test]
