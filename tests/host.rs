@@ -58,6 +58,8 @@ mod lab;
 mod layers;
 #[path = "host/life.rs"]
 mod life;
+#[path = "host/net_rate.rs"]
+mod net_rate;
 #[path = "host/network.rs"]
 mod network;
 #[path = "host/programs.rs"]
@@ -93,6 +95,7 @@ const ALL: &[&[runner::Case]] = &[
     life::CASES,
     lives::CASES,
     net_device::CASES,
+    net_rate::CASES,
     network::CASES,
     programs::CASES,
     rates::CASES,

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use crate::spec::{
     Digest, Healthcheck, Isolation, LimitChange, Limits, MIB, MOST_PUBLISHED, MemorySize, MemorySwap, NetworkError,
-    NetworkMode, ProcessSpec, SandboxId, SandboxSpec, TerminalSize, Tmpfs,
+    NetworkMode, ProcessSpec, SandboxId, SandboxSpec, Sysctl, TerminalSize, Tmpfs,
 };
 
 use super::args::{LimitArgs, RunArgs};
@@ -146,6 +146,9 @@ pub(super) enum MeaningError {
         /// The kind of network.
         mode: NetworkMode,
     },
+    /// A rate of a network that it does not have, or that is not its own.
+    #[error("Option --net-rate limits a network of the sandbox's own, and with --net {0} it has none")]
+    NetworkRate(NetworkMode),
     /// The host's network for a machine with a kernel of its own.
     #[error(
         "Option --net host is for containers: a microVM's kernel has a network of its own; publish its ports with -p"
@@ -221,7 +224,7 @@ pub(super) fn sandbox(
         kernel_log: args.kernel_log.clone(),
         cold: args.cold,
         tmpfs,
-        sysctls: args.sysctl.iter().map(|text| resources::sysctl(text)).collect::<Result<_, _>>()?,
+        sysctls: sysctls(args)?,
         network: network::network(args)?,
         mounts,
     })
@@ -231,6 +234,12 @@ pub(super) fn sandbox(
 fn tmpfs(args: &RunArgs) -> Result<Vec<Tmpfs>, ResourceError> {
     let shared = args.shm_size.map(|size| Ok(resources::shared_memory(size)));
     shared.into_iter().chain(args.tmpfs.iter().map(|text| resources::tmpfs(text))).collect()
+}
+
+/// What a rate asks for first: what is said by name is set after it, and holds.
+fn sysctls(args: &RunArgs) -> Result<Vec<Sysctl>, ResourceError> {
+    let windows = args.rates.net_rate.map(|rate| Ok(resources::windows(rate)));
+    windows.into_iter().chain(args.sysctl.iter().map(|text| resources::sysctl(text))).collect()
 }
 
 fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {

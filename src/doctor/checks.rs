@@ -45,6 +45,7 @@ pub(super) fn all(host: &HostFacts, kvm: &KvmFinding, places: &Places) -> Vec<Ch
     checks.extend(FILE_SYSTEMS.map(file_system));
     checks.push(erofs_from_files(&host.kernel));
     checks.push(network(&places.search, Path::new("/dev/net/tun")));
+    checks.push(network_rates());
     checks.push(shares(tools::file_server(&places.search).as_deref()));
     checks.push(user());
     checks.push(disk(&places.store));
@@ -233,6 +234,18 @@ fn network(search: &[PathBuf], tun: &Path) -> Check {
             Check::new(name, CheckStatus::Warn, found, "sudo modprobe tun".to_owned())
         }
     }
+}
+
+/// What limits the rate of a container's network; a microVM's monitor does it itself.
+fn network_rates() -> Check {
+    let (name, module) = ("network rates", "sch_tbf");
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let loaded = Path::new("/sys/module").join(module).exists();
+    if loaded || module_exists(&Path::new("/lib/modules").join(kernel), module) {
+        return Check::new(name, CheckStatus::Ok, format!("the kernel has {module}"), None);
+    }
+    let mend = "use a kernel with CONFIG_NET_SCH_TBF (Debian's has); until then --net-rate is for microVMs".to_owned();
+    Check::new(name, CheckStatus::Warn, format!("no module {module}, which limits containers (--net-rate)"), mend)
 }
 
 fn user() -> Check {

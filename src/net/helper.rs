@@ -20,6 +20,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::{NetError, Plan};
+use crate::spec::NetRate;
 use crate::sys::birth::{Child, FIRST_FD, spawn};
 use crate::sys::egress;
 use crate::sys::last_words::{self, LastWords};
@@ -38,6 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Room for frames on the way to passt: several of the longest, so that each goes in whole.
 const WIRE_BUFFER: usize = 208 << 10;
+
+/// Bytes that wait at most on the way to a sandbox with a rate. passt and pasta send what the sandbox's TCP has room for, and what they cannot
+/// hand over they send again after seconds: this holds the windows of several connections.
+pub(super) const INCOMING: usize = 16 << 20;
 
 /// The process.
 #[derive(Debug)]
@@ -160,13 +165,19 @@ impl Helper {
     }
 }
 
-/// A wire between a monitor and passt: the monitor's end and passt's.
+/// A wire between a monitor and passt: the monitor's end and passt's. At a rate it has room for what waits on the way to the guest.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn wire() -> Result<(UnixStream, UnixStream), NetError> {
+pub fn wire(rate: Option<NetRate>) -> Result<(UnixStream, UnixStream), NetError> {
+    use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
     let (ours, theirs) = UnixStream::pair().map_err(NetError::Resource)?;
-    rustix::net::sockopt::set_socket_send_buffer_size(&ours, WIRE_BUFFER).map_err(|e| NetError::Resource(e.into()))?;
+    set_socket_send_buffer_size(&ours, WIRE_BUFFER).map_err(|e| NetError::Resource(e.into()))?;
+    if rate.is_some() {
+        // Who is not root has what net.core.wmem_max allows.
+        let roomy = set_socket_send_buffer_size_force(&theirs, INCOMING);
+        roomy.or_else(|_| set_socket_send_buffer_size(&theirs, INCOMING)).map_err(|e| NetError::Resource(e.into()))?;
+    }
     Ok((ours, theirs))
 }
 

@@ -10,13 +10,17 @@ pub mod bridge;
 mod files;
 mod helper;
 mod host;
+mod limiter;
 mod plan;
 mod ports;
+mod tbf;
+mod wires;
 
 pub use files::{Files, files};
 pub use helper::{Helper, PASST, PASTA, wire};
 pub use host::HostNetwork;
-pub use plan::{INTERFACE, MAC, MTU, Plan};
+pub use limiter::Limiter;
+pub use plan::{INTERFACE, MAC, Plan, mtu};
 
 use std::io;
 use std::net::IpAddr;
@@ -75,6 +79,17 @@ pub enum NetError {
     /// The namespace of the container's network.
     #[error("Cannot make the container's network namespace (user.max_user_namespaces must not be 0)")]
     Namespace(#[source] io::Error),
+    /// The kernel refuses what limits a container's rate.
+    #[error(
+        "Cannot limit the rate of the container's network: the kernel needs the module {module} ('modprobe {module}')"
+    )]
+    Rate {
+        /// What the kernel must have.
+        module: &'static str,
+        /// What it says.
+        #[source]
+        source: io::Error,
+    },
     /// pasta runs as nobody and must open it.
     #[error(
         "/dev/net/tun cannot be opened by everyone, as pasta needs it: 'modprobe tun' makes it, 'chmod 666 /dev/net/tun' opens it"

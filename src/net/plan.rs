@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use duplex_wire::Network;
 
 use super::{HostNetwork, NetError, Where};
-use crate::spec::{Attachment, HostAddress, NetworkSpec, Protocol, Publish};
+use crate::spec::{Attachment, HostAddress, NetRate, NetworkSpec, Protocol, Publish};
 use crate::sys::egress::{self, Openings};
 
 /// The sandbox's interface.
@@ -18,7 +18,9 @@ pub const INTERFACE: &str = "eth0";
 pub const MAC: [u8; 6] = [0x02, 0x64, 0x75, 0x70, 0x00, 0x0f];
 const BEYOND: [u8; 6] = [0x02, 0x64, 0x75, 0x70, 0x00, 0x02];
 /// Longest packet: no wire is under it, and longer frames reach passt in pieces, which it does not survive.
-pub const MTU: u16 = 32_768;
+const MTU: u16 = 32_768;
+/// Longest packet of the slowest networks: that of an Ethernet.
+const LEAST_MTU: u16 = 1500;
 
 const ADDRESS4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -32,6 +34,13 @@ const PREFIX6: u8 = 64;
 /// The port of name servers.
 const DNS: u16 = 53;
 
+/// Longest packet of a network with this rate, in bytes without the Ethernet header. A packet shall not hold the line for longer than 10 ms: others
+/// wait behind it, and TCP takes for lost what takes its time.
+pub fn mtu(rate: Option<NetRate>) -> u16 {
+    let fits = |rate: NetRate| u16::try_from(rate.bytes() / 100).unwrap_or(MTU);
+    rate.map_or(MTU, |rate| fits(rate).clamp(LEAST_MTU, MTU))
+}
+
 /// One sandbox's user-mode network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -41,6 +50,8 @@ pub struct Plan {
     pub resolvers: Vec<IpAddr>,
     /// What of the closed addresses is open to it.
     pub open: Openings,
+    /// How fast it goes in each direction.
+    pub rate: Option<NetRate>,
     /// The interface from which IPv6 goes out; the sandbox has no IPv6 if `None`.
     ipv6: Option<String>,
     /// Questions to [`RESOLVER4`] go to the resolver on the host's loopback.
@@ -77,7 +88,13 @@ impl Plan {
         let answering = publish.iter().filter(|p| p.protocol == Protocol::Udp).map(|p| p.host).collect();
         let loopback = spec.hosts.iter().any(|(_, address)| *address == HostAddress::Gateway);
         let open = Openings { loopback, services, answering };
-        Ok(Self { publish, resolvers, open, ipv6: host.ipv6.clone(), forwards: local.is_some() })
+        let (rate, ipv6) = (spec.rate, host.ipv6.clone());
+        Ok(Self { publish, resolvers, open, rate, ipv6, forwards: local.is_some() })
+    }
+
+    /// Longest packet, in bytes without the Ethernet header.
+    pub fn mtu(&self) -> u16 {
+        mtu(self.rate)
     }
 
     /// The sandbox's addresses.
@@ -146,7 +163,7 @@ impl Plan {
     fn common(&self, ready: i32, args: &mut Vec<String>) {
         let mut add = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
         add(&["--foreground", "--quiet", "--stderr", "--runas", "65534:65534", "--pid", &by_number(ready)]);
-        add(&["--mtu", &MTU.to_string(), "--mac-addr", &mac(BEYOND)]);
+        add(&["--mtu", &self.mtu().to_string(), "--mac-addr", &mac(BEYOND)]);
         add(&[
             "--address",
             &ADDRESS4.to_string(),
@@ -249,6 +266,14 @@ mod tests {
         let named = NetworkSpec { dns: vec![[127, 0, 0, 1].into()], ..user() };
         let plan = Plan::new(&named, &host).unwrap();
         assert_eq!((plan.resolvers, plan.open.services), (vec![[127, 0, 0, 1].into()], vec![]));
+    }
+
+    #[test]
+    fn a_slow_network_has_short_packets() {
+        let of = |text: &str| mtu(Some(text.parse().unwrap()));
+        assert_eq!((mtu(None), of("64kbit"), of("4mbit"), of("1gbit")), (32_768, 1500, 5000, 32_768));
+        let plan = Plan::new(&NetworkSpec { rate: "4mbit".parse().ok(), ..user() }, &HostNetwork::default()).unwrap();
+        assert!(plan.passt(3, 4).join(" ").contains("--mtu 5000"));
     }
 
     #[test]

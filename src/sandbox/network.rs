@@ -13,7 +13,7 @@ use duplex_wire::Network;
 use super::cgroup::{Cgroup, CgroupError};
 use super::names::Names;
 use crate::net::bridge::{BridgeError, Bridges, Directory, Responder, Seat};
-use crate::net::{Files, Helper, HostNetwork, NetError, Plan, files};
+use crate::net::{Files, Helper, HostNetwork, Limiter, NetError, Plan, files};
 use crate::spec::{Attachment, BridgeAttachment, BridgeName, Limits, NetworkMode, SandboxSpec};
 use crate::sys::netns::OwnedNamespace;
 
@@ -33,6 +33,9 @@ pub(super) struct UserNetwork {
     host: HostNetwork,
     cgroup: Option<Cgroup>,
     helper: Option<Helper>,
+    /// A container's namespace that is to have its rate.
+    unlimited: Option<OwnedFd>,
+    limiter: Option<Limiter>,
     seat: Option<Seat>,
     responder: Option<Responder>,
 }
@@ -44,7 +47,16 @@ pub(super) fn plan(spec: &SandboxSpec, program: &'static str) -> Result<(Briefin
     let plan = user.then(|| Helper::find(program).and_then(|_| Plan::new(&spec.network, &host))).transpose()?;
     let files = files(&spec.hostname, &spec.network, (plan.as_ref(), None), &host);
     let guest = plan.iter().map(Plan::guest).collect();
-    let network = plan.map(|plan| UserNetwork { plan, host, cgroup: None, helper: None, seat: None, responder: None });
+    let network = plan.map(|plan| UserNetwork {
+        plan,
+        host,
+        cgroup: None,
+        helper: None,
+        unlimited: None,
+        limiter: None,
+        seat: None,
+        responder: None,
+    });
     Ok((Briefing { files, guest }, network))
 }
 
@@ -83,7 +95,7 @@ impl UserNetwork {
 
     /// Connects a container's namespace to its place in the shared network.
     pub(super) fn pair(&self, namespace: &OwnedNamespace) -> Result<(), BridgeError> {
-        self.seat.as_ref().map_or(Ok(()), |seat| seat.pair(namespace.network.as_fd()))
+        self.seat.as_ref().map_or(Ok(()), |seat| seat.pair(namespace.network.as_fd(), self.plan.rate))
     }
 
     /// Starts passt at this end of the machine's wire. It gets ready while the machine boots.
@@ -98,6 +110,8 @@ impl UserNetwork {
         let cgroup = self.cgroup()?;
         let helper = Helper::pasta(&self.plan, namespace, cgroup.as_fd())?;
         let handle = helper.handle();
+        let limited = self.plan.rate.map(|_| namespace.network.try_clone());
+        self.unlimited = limited.transpose().map_err(NetError::Resource)?;
         self.helper = Some(helper);
         handle.map_err(NetError::Resource)
     }
@@ -107,9 +121,13 @@ impl UserNetwork {
         File::open(cgroup.path()).map_err(NetError::Resource)
     }
 
-    /// Waits until its ports are bound and its interface stands.
+    /// Waits until its ports are bound and its interface stands, and gives a container's its rate; a machine's monitor gives it its own.
     pub(super) fn wait_until_ready(&mut self) -> Result<(), NetError> {
-        self.helper.as_mut().map_or(Ok(()), Helper::wait_until_ready)
+        self.helper.as_mut().map_or(Ok(()), Helper::wait_until_ready)?;
+        if let (Some(namespace), Some(rate)) = (self.unlimited.take(), self.plan.rate) {
+            self.limiter = Some(Limiter::between(namespace.as_fd(), &self.plan, rate)?);
+        }
+        Ok(())
     }
 
     /// How the sandbox is connected by it.
@@ -125,7 +143,7 @@ impl UserNetwork {
 
     /// Ends it. Its cgroup, and its place in the shared network, go with the shelf's folder.
     pub(super) fn end(&mut self) {
-        (self.helper, self.responder) = (None, None);
+        (self.helper, self.responder, self.limiter) = (None, None, None);
     }
 }
 

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::NetRate;
+
 /// Most published ports of one sandbox.
 pub const MOST_PUBLISHED: usize = 512;
 
@@ -23,6 +25,8 @@ pub struct NetworkSpec {
     pub hosts: Vec<(String, HostAddress)>,
     /// The network that it shares with others, beside a user-mode one of its own.
     pub bridge: Option<BridgeName>,
+    /// How fast each of its interfaces sends, and how fast it receives, at most.
+    pub rate: Option<NetRate>,
 }
 
 /// Name of a network that sandboxes of this host share.

@@ -13,6 +13,9 @@ use super::birth::give_birth;
 /// The user and group `nobody`.
 const NOBODY: libc::uid_t = 65534;
 
+/// The calling thread's network namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
+
 /// File system of namespaces (linux/magic.h).
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
@@ -72,11 +75,22 @@ pub fn within<T: Send>(network: BorrowedFd<'_>, work: impl FnOnce() -> io::Resul
 /// What the kernel says; there is no namespace then.
 pub fn make_at<T: Send>(place: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     in_thread(|| {
-        // SAFETY: a new network namespace takes nothing away that other threads rely on: it is this thread's alone.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        unshare()?;
         let made = work()?;
-        rustix::mount::mount_bind("/proc/thread-self/ns/net", place)?;
+        rustix::mount::mount_bind(OWN, place)?;
         Ok(made)
+    })
+}
+
+/// A new network namespace that lives as long as its descriptor, and its interfaces with it; given when `work` is done in it.
+///
+/// # Errors
+/// What the kernel says; there is no namespace then.
+pub fn make<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<OwnedFd> {
+    in_thread(|| {
+        unshare()?;
+        work()?;
+        File::open(OWN).map(OwnedFd::from)
     })
 }
 
@@ -85,6 +99,11 @@ pub fn mounted_at(place: &Path) -> Option<OwnedFd> {
     let file = File::open(place).ok()?;
     let kind = rustix::fs::fstatfs(&file).ok()?.f_type;
     (kind == NSFS_MAGIC).then(|| file.into())
+}
+
+fn unshare() -> io::Result<()> {
+    // SAFETY: a new network namespace takes nothing away that other threads rely on: it is the calling thread's alone.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
 }
 
 /// A thread that changes its namespaces is not used again.

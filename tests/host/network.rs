@@ -272,7 +272,8 @@ fn ipv6_comes_with_the_hosts(place: &Place) {
         let inside = place.output(isolation, &[], &["cat", "/proc/net/if_inet6"]);
         assert!(String::from_utf8_lossy(&inside.stdout).contains("fd6475706c7800000000000000000015"), "{inside:?}");
         let beyond = swallows(std::net::Ipv6Addr::UNSPECIFIED);
-        let sent = place.output(isolation, &[], &["send", "2001:db8:6::1", &beyond.to_string(), "1"]);
+        let sent =
+            place.output(isolation, &["--net-rate", "100mbit"], &["send", "2001:db8:6::1", &beyond.to_string(), "1"]);
         assert!(sent.status.success(), "{isolation}: {sent:?}");
         let loopback = place.output(isolation, &[], &["send", "::1", &beyond.to_string(), "1"]);
         assert!(!loopback.status.success(), "{isolation}: its loopback is its own");

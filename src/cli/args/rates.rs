@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::spec::{DeviceValue, MemorySize};
+use crate::spec::{DeviceValue, MemorySize, NetRate};
 
 /// Rates.
 #[derive(Args, Clone, Debug)]
@@ -19,4 +19,7 @@ pub(crate) struct RateArgs {
     /// Writes a second at most to a disk of this host; again for more
     #[arg(long, value_name = "DEVICE:N")]
     pub device_write_iops: Vec<DeviceValue<u64>>,
+    /// How fast each of its network interfaces sends, and how fast it receives, at most: 10mbit, or 1mbps for bytes
+    #[arg(long, value_name = "RATE")]
+    pub net_rate: Option<NetRate>,
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::cli::meaning::MeaningError;
 use crate::compare::{ArmError, CompareError, Control, Disagreement, RunnerError, Stream};
-use crate::spec::{Digest, MemorySize};
+use crate::spec::{Digest, MemorySize, NetworkMode};
 
 #[derive(Debug, thiserror::Error)]
 enum Sample {
@@ -61,6 +61,7 @@ fn of_meaning() -> Vec<MeaningError> {
         MeaningError::Vcpus(9),
         MeaningError::Pids(-7),
         MeaningError::MicroVmOnly("--thing"),
+        MeaningError::NetworkRate(NetworkMode::None),
         MeaningError::NotATerminal,
     ]
 }

@@ -27,5 +27,9 @@ pub(super) fn network(args: &RunArgs) -> Result<NetworkSpec, MeaningError> {
     if let Some((option, _)) = useless.into_iter().find(|(_, useless)| *useless) {
         return Err(MeaningError::NoNetwork { option, mode });
     }
-    Ok(NetworkSpec { mode, publish, dns: args.dns.clone(), hosts, bridge })
+    let rate = args.rates.net_rate;
+    if rate.is_some() && mode != NetworkMode::User {
+        return Err(MeaningError::NetworkRate(mode));
+    }
+    Ok(NetworkSpec { mode, publish, dns: args.dns.clone(), hosts, bridge, rate })
 }

@@ -39,6 +39,7 @@ mod tests {
             device_write_bps: Vec::new(),
             device_read_iops: vec!["/dev/a:7".parse().unwrap()],
             device_write_iops: vec!["/dev/b:8".parse().unwrap(), "/dev/b:9".parse().unwrap()],
+            net_rate: None,
         };
         let first =
             DeviceRate { device: a, read_bytes: Some(1 << 20), read_operations: Some(7), ..DeviceRate::default() };

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use crate::spec::{MemorySize, ProcessLimit, Sysctl, Tmpfs};
+use crate::spec::{MemorySize, NetRate, ProcessLimit, Sysctl, Tmpfs};
 
 /// Why such an option means nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -137,6 +137,12 @@ pub(crate) fn sysctl(text: &str) -> Result<Sysctl, ResourceError> {
         return Err(ResourceError::SysctlOfHost(name.to_owned()));
     }
     Ok(Sysctl { name: name.to_owned(), value: value.to_owned() })
+}
+
+/// The receive buffers that keep what is under way to a sandbox with this rate short: least, usual and longest (tcp(7)).
+pub(crate) fn windows(rate: NetRate) -> Sysctl {
+    let longest = rate.receive_buffer();
+    Sysctl { name: "net.ipv4.tcp_rmem".to_owned(), value: format!("4096 {} {longest}", longest.min(128 << 10)) }
 }
 
 /// Only one platform runs here.

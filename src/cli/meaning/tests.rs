@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetworkSpec, Protocol};
+use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetRate, NetworkSpec, Protocol};
 
 #[derive(Debug, Parser)]
 #[command(disable_help_flag = true)]
@@ -220,6 +220,8 @@ fn nonsense_is_refused_by_name() {
         ("-p 1-600:1-600 img", MeaningError::Published(600)),
         ("-p x img", MeaningError::Network(NetworkError::Publish(owned("x")))),
         ("--add-host x img", MeaningError::Network(NetworkError::Host(owned("x")))),
+        ("--net none --net-rate 1mbit img", MeaningError::NetworkRate(NetworkMode::None)),
+        ("--isolation container --net host --net-rate 1mbit img", MeaningError::NetworkRate(NetworkMode::Host)),
         ("--net none -p 80:80 img", MeaningError::NoNetwork { option: "-p", mode: NetworkMode::None }),
         ("--net none --dns 192.0.2.1 img", MeaningError::NoNetwork { option: "--dns", mode: NetworkMode::None }),
         (
@@ -239,6 +241,11 @@ fn networks_follow_docker() {
     assert_eq!(network("img").mode, NetworkMode::User);
     assert_eq!(network("--net none img"), NetworkSpec::default());
     assert_eq!(network("--isolation container --network host img").mode, NetworkMode::Host);
+    assert_eq!(network("--net bridge:app --net-rate 10mbit img").rate.map(NetRate::bits), Some(10_000_000));
+    let parameters = |line: &str| meant(line).sysctls.into_iter().map(|s| s.value).collect::<Vec<_>>();
+    assert_eq!(parameters("--net-rate 64kbit img"), ["4096 65536 65536"]);
+    let own = "--sysctl net.ipv4.tcp_rmem=4096 --net-rate 4mbit img";
+    assert_eq!(parameters(own), ["4096 131072 250000", "4096"], "the last one holds");
     let full = network("-p 8080:80 -p 53:53/udp --dns 192.0.2.1 --add-host db:192.0.2.7 --add-host h:host-gateway img");
     assert_eq!(
         full.publish.iter().map(|p| (p.host, p.guest, p.protocol)).collect::<Vec<_>>(),

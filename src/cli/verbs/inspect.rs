@@ -13,7 +13,8 @@ use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
 use crate::sandbox::roster::Seen;
 use crate::spec::{
-    DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetworkChoice, Status,
+    DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetRate, NetworkChoice,
+    Status,
 };
 use crate::volume::Volumes;
 
@@ -207,6 +208,7 @@ fn host_config(seen: &Seen) -> Value {
         "BlkioDeviceReadIOps": rates(&definition.spec.devices, |rate| rate.read_operations),
         "BlkioDeviceWriteIOps": rates(&definition.spec.devices, |rate| rate.write_operations),
         "NetworkMode": NetworkChoice { mode: network.mode, bridge: network.bridge.clone() }.to_string(),
+        "NetworkRate": network.rate.map_or(0, NetRate::bits),
         "PortBindings": ports::map(&network.publish),
         "Dns": network.dns,
         "ExtraHosts": network.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect::<Vec<_>>(),

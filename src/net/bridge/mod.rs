@@ -11,7 +11,6 @@
 //! The first member makes the network, and with the last it goes.
 
 mod names;
-mod wires;
 
 pub use names::{Directory, Responder};
 
@@ -26,7 +25,8 @@ use std::time::Duration;
 
 use duplex_wire::Network;
 
-use crate::spec::{BridgeAttachment, BridgeName, SandboxId};
+use super::wires;
+use crate::spec::{BridgeAttachment, BridgeName, NetRate, SandboxId};
 use crate::sys::{locks, netns, tap};
 
 /// The bridge's address, where members ask for each other's names. All shared networks have the same addresses, 198.19.0.0/22: of the range for
@@ -138,7 +138,7 @@ impl Bridges {
             return Ok(namespace);
         }
         File::create(place).map_err(|e| failed("make", place, e))?;
-        let made = netns::make_at(place, || wires::make_bridge((RESOLVER, PREFIX), mac(RESOLVER), MTU));
+        let made = netns::make_at(place, || wires::make_bridge(Some((RESOLVER, PREFIX)), mac(RESOLVER), MTU));
         made.map_err(|source| BridgeError::Kernel {
             operation: "make the bridge",
             name: name.clone(),
@@ -204,18 +204,25 @@ impl Seat {
         made.map_err(|e| self.failed("make a tap", "the module tun", e))
     }
 
-    /// A pair of interfaces, one on the bridge and one in a container's network namespace, configured.
+    /// A pair of interfaces, one on the bridge and one in a container's network namespace, configured. Each sends at this rate, if there is one.
     ///
     /// # Errors
     /// [`BridgeError::Kernel`].
-    pub fn pair(&self, container: BorrowedFd<'_>) -> Result<(), BridgeError> {
+    pub fn pair(&self, container: BorrowedFd<'_>, rate: Option<NetRate>) -> Result<(), BridgeError> {
         let BridgeAttachment { address, prefix, mac, .. } = self.attachment;
         let made = netns::within(self.namespace.as_fd(), || {
             wires::make_pair(&self.port, (container, INTERFACE), mac, MTU)?;
             wires::attach(&self.port, MTU)
         });
-        let made = made.and_then(|()| netns::within(container, || wires::configure(INTERFACE, (address, prefix))));
-        made.map_err(|e| self.failed("make a pair of interfaces", "the module veth", e))
+        made.map_err(|e| self.failed("make a pair of interfaces", "the module veth", e))?;
+        if let Some(rate) = rate {
+            let limit = |name: &str| wires::limit(name, rate, wires::waiting(rate));
+            let limited = netns::within(self.namespace.as_fd(), || limit(&self.port));
+            let limited = limited.and_then(|()| netns::within(container, || limit(INTERFACE)));
+            limited.map_err(|e| self.failed("limit the rate", "the module sch_tbf", e))?;
+        }
+        let configured = netns::within(container, || wires::configure(INTERFACE, (address.into(), prefix)));
+        configured.map_err(|e| self.failed("configure an interface", "IPv4", e))
     }
 
     /// Answers members' questions for names from now on, beside all other members' owners, until the responder is dropped.

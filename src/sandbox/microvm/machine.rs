@@ -13,10 +13,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::MicroVmError;
 use super::templates::{self, Kept, Lesson, Shape, Template};
 use crate::image::RootDisk;
-use crate::net::{MAC, MTU, bridge};
+use crate::net::{self, MAC, bridge};
 use crate::spec::{
     BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend,
-    NetDeviceSpec, SandboxSpec, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream,
+    NetDeviceSpec, NetRate, SandboxSpec, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
 use crate::volume::Attached;
@@ -71,13 +71,18 @@ pub(super) struct Wires {
 
 impl Wires {
     /// Network devices: the guest's first interface is the first of them.
-    fn devices(self, fds: &mut Numbered) -> Result<Vec<NetDeviceSpec>, MicroVmError> {
+    fn devices(self, fds: &mut Numbered, rate: Option<NetRate>) -> Result<Vec<NetDeviceSpec>, MicroVmError> {
         let mut devices = Vec::new();
         if let Some(wire) = self.user {
-            devices.push(NetDeviceSpec { backend: NetBackend::Stream(fds.add(wire)?), mac: MAC, mtu: MTU, rate: None });
+            devices.push(NetDeviceSpec {
+                backend: NetBackend::Stream(fds.add(wire)?),
+                mac: MAC,
+                mtu: net::mtu(rate),
+                rate,
+            });
         }
         if let Some((tap, BridgeAttachment { mac, .. })) = self.bridge {
-            devices.push(NetDeviceSpec { backend: NetBackend::Tap(fds.add(tap)?), mac, mtu: bridge::MTU, rate: None });
+            devices.push(NetDeviceSpec { backend: NetBackend::Tap(fds.add(tap)?), mac, mtu: bridge::MTU, rate });
         }
         Ok(devices)
     }
@@ -130,7 +135,7 @@ pub(super) fn build(
     let shares = std::mem::take(&mut wires.shares).into_iter();
     let shares = shares.map(|(tag, socket)| Ok(ShareSpec { tag, socket: fds.add(socket)? }));
     let shares = shares.collect::<Result<_, MicroVmError>>()?;
-    let nets = wires.devices(&mut fds)?;
+    let nets = wires.devices(&mut fds, spec.network.rate)?;
     let mut streams = Vec::new();
     let agent = fds.add_stream(port::CONTROL, &mut streams)?;
     let stdin = spec.process.stdin.then(|| fds.add_stream(port::STDIN, &mut streams)).transpose()?;
