@@ -88,11 +88,15 @@ struct Round {
     /// When, in percent of the time that the verb takes undisturbed.
     at: u32,
     options: Vec<&'static str>,
+    /// No machine was there before it: a microVM leaves a template.
+    first: bool,
 }
 
 impl Round {
     fn of(number: u64, chance: &mut Chance) -> Self {
-        let mut options = chance.of(&[&["--net", "none"][..], &["--net", "bridge:doom"], &[]]).to_vec();
+        let networks =
+            [&["--net", "none"][..], &["--net", "bridge:doom"], &[], &["--net", "bridge:doom", "--net-rate", "4mbit"]];
+        let mut options = chance.of(&networks).to_vec();
         options.extend(chance.of(&[&["-v", "/data"][..], &["-v", "/usr/share:/in:ro"], &[]]));
         options.extend(chance.of(&[&["--rm"][..], &[]]));
         Self {
@@ -102,6 +106,7 @@ impl Round {
             victim: chance.of(&VICTIMS),
             at: u32::try_from(chance.next() % 125).unwrap(),
             options,
+            first: chance.of(&[true, false, false, false]),
         }
     }
 
@@ -158,7 +163,8 @@ fn a_kill_at_any_moment_leaves_nothing(place: &mut Place) {
 
 /// How long each act takes when nobody is killed.
 fn wholes(place: &Place, isolation: &'static str) -> BTreeMap<Act, Duration> {
-    let round = Round { number: 0, isolation, act: Act::Create, victim: Victim::Command, at: 0, options: vec![] };
+    let round =
+        Round { number: 0, isolation, act: Act::Create, victim: Victim::Command, at: 0, options: vec![], first: false };
     let timed = |words: &[&str]| {
         let began = Instant::now();
         place.say(words);
@@ -185,6 +191,11 @@ fn wholes(place: &Place, isolation: &'static str) -> BTreeMap<Act, Duration> {
 
 /// Who was killed: the process of the verb stands in for one that is not there.
 fn kill_one(place: &Place, round: &Round, whole: Duration) -> Victim {
+    if round.first {
+        for template in fs::read_dir(place.folder().join("state/templates")).into_iter().flatten().flatten() {
+            fs::remove_file(template.path()).unwrap();
+        }
+    }
     let act = round.prepare(place);
     let mut command = place.duplex(&act);
     let client = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -27,7 +27,9 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host, mut slots: Option<Sl
     let due = Instant::now() + LATER;
     loop {
         let left = due.saturating_duration_since(Instant::now());
-        slots.take_if(|_| left.is_zero()).map_or(Ok(()), Slots::rest)?;
+        // Without them the command goes on.
+        let rest = slots.take_if(|_| left.is_zero()).map_or(Ok(()), Slots::rest);
+        rest.or_else(|trouble| host.tell(&ToHost::Log { text: trouble.chain() }))?;
         let left = slots.as_ref().and_then(|_| Timespec::try_from(left).ok());
         while let Some(message) = host.heard_already()? {
             obey(&command, message, host, &mut state)?;

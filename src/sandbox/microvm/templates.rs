@@ -102,7 +102,7 @@ pub(super) struct Learner {
 impl Learner {
     /// The monitor refused it, which it will do again: the next start makes another one.
     pub(super) fn refused(self) {
-        if let Err(e) = gone(fs::remove_file(&self.path)) {
+        if let Err(e) = discard(&self.path) {
             tracing::warn!("the template {} stays: {e}", self.path.display());
         }
     }
@@ -172,7 +172,7 @@ fn whole(path: &Path, shape: &Shape<'_>) -> io::Result<Option<Kept>> {
         Ok(saved) => saved,
         Err(e) => {
             tracing::warn!("the template {} goes: {e}", path.display());
-            gone(fs::remove_file(path))?;
+            discard(path)?;
             return Ok(None);
         }
     };
@@ -187,6 +187,12 @@ fn whole(path: &Path, shape: &Shape<'_>) -> io::Result<Option<Kept>> {
     let MachineState { memory_mib, extents, .. } = saved.state;
     let unlearned = hot.is_none().then_some(Unlearned { path: list, inode, memory_mib, extents });
     Ok(Some(Kept { file, hot, learner: Learner { path: path.to_owned(), unlearned } }))
+}
+
+/// Removes a template and what is known of it.
+fn discard(path: &Path) -> io::Result<()> {
+    gone(fs::remove_file(path.with_extension(HOT)))?;
+    gone(fs::remove_file(path))
 }
 
 fn opened(path: &Path) -> io::Result<Option<File>> {
