@@ -6,6 +6,7 @@
 //! STATE/<id>/...           the engines' own files
 //! STATE/names/<name>       a symbolic link to the id that has the name (`names`)
 //! STATE/networks/<name>/   a network that sandboxes share (`net::bridge`)
+//! STATE/templates/         machines that others go on from, which belong to no sandbox (`microvm`)
 //! STATE/roster/<id>/       what stays of a sandbox when it has ended (`roster`)
 //! STATE/new-*              a folder that is not complete yet: nothing exists but itself
 //! ```

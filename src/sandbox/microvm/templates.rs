@@ -1,8 +1,8 @@
 //! Machines to go on from: a guest that has booted and whose agent waits for its devices, one for each kernel, agent, monitor and machine size.
 //!
 //! ```text
+//! STATE/templates/<key>        a saved machine (`vmm::snapshot`), under its name only when it is whole
 //! STATE/templates/<key>.hot    what a start touches of it (`vmm::snapshot::hot`)
-//! STATE/templates/<key>    a saved machine (`vmm::snapshot`), under its name only when it is whole
 //! ```
 //!
 //! No program of any image has run in it. The key has the host's boot in it: a template never outlives the kernel and the processor it was made with.
@@ -17,16 +17,20 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, open};
 use sha2::{Digest as _, Sha256};
 
-use crate::vmm::memory::{HUGE, PAGE, ranges};
+use super::monitor::clean;
+use crate::vmm::memory::{HUGE, PAGE, PAGE_BYTES, ranges};
 use crate::vmm::snapshot::format::{HEADER, VERSION};
 use crate::vmm::snapshot::hot::{self, HotRun};
 use crate::vmm::snapshot::{Extent, MachineState, Saved};
 
 /// Folder of templates inside the state folder.
-pub(crate) const FOLDER: &str = "templates";
+const FOLDER: &str = "templates";
 
 /// Commands that are over within this time are short.
 const SHORT: Duration = Duration::from_secs(5);
+
+/// Pages that the kernel is asked about at once.
+const AT_ONCE: usize = 8192;
 
 /// Extension of the list of a template's pages that a start touches.
 const HOT: &str = "hot";
@@ -69,7 +73,7 @@ impl Lesson {
     pub(super) fn learn(self, saved: Option<&[String]>, monitor: Option<BorrowedFd<'_>>) -> Option<Unlearned> {
         let (learned, unlearned) = match (self, saved, monitor) {
             (Self::Saved(saving), Some([]), _) => (saving.keep(), None),
-            (Self::Saved(_), Some(causes), _) => (Err(io::Error::other(causes.join(": "))), None),
+            (Self::Saved(_), Some(causes), _) => (Err(io::Error::other(clean(&causes.join(": ")))), None),
             (Self::Touched(Learner { unlearned: Some(unlearned), .. }), _, Some(monitor)) => {
                 (unlearned.learn(monitor), Some(unlearned))
             }
@@ -242,21 +246,19 @@ impl Unlearned {
         let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
         let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
         let mut runs: Vec<HotRun> = Vec::new();
-        for (begin, end, guest) in self.memory(&maps) {
-            let mut entries = vec![0; usize::try_from((end - begin) / PAGE * 8).map_err(io::Error::other)?];
-            pagemap.read_exact_at(&mut entries, begin / PAGE * 8)?;
+        let mut entries = vec![0; AT_ONCE * 8];
+        let pieces = self.memory(&maps).into_iter().flat_map(|(begin, end, guest)| {
+            (begin..end).step_by(AT_ONCE * PAGE_BYTES).map(move |at| (at, end, guest + (at - begin)))
+        });
+        for (begin, end, guest) in pieces {
+            let count = usize::try_from((end - begin) / PAGE).unwrap_or(usize::MAX).min(AT_ONCE);
+            let entries = entries.get_mut(..count * 8).unwrap_or_default();
+            pagemap.read_exact_at(entries, begin / PAGE * 8)?;
             for (place, entry) in (0..).zip(entries.as_chunks::<8>().0) {
-                let entry = u64::from_le_bytes(*entry);
-                if entry >> 63 == 0 {
-                    continue;
-                }
-                let (addr, written) = (guest + place * PAGE, entry >> 61 & 1 == 0);
-                match runs.last_mut() {
-                    Some(run) if run.written == written && run.addr + u64::from(run.pages) * PAGE == addr => {
-                        run.pages += 1;
-                    }
-                    _ => runs.push(HotRun { addr, pages: 1, written }),
-                }
+                note(&mut runs, guest + place * PAGE, u64::from_le_bytes(*entry));
+            }
+            if runs.len() > hot::MOST_RUNS {
+                return Err(io::Error::other("it has touched more than a start does"));
             }
         }
         // A huge page is made at its first touch, which costs one exit.
@@ -292,6 +294,18 @@ impl Unlearned {
             begin += extent.len;
         }
         None
+    }
+}
+
+/// Takes in what the kernel says of a page.
+fn note(runs: &mut Vec<HotRun>, addr: u64, entry: u64) {
+    if entry >> 63 == 0 {
+        return;
+    }
+    let written = entry >> 61 & 1 == 0;
+    match runs.last_mut() {
+        Some(run) if run.written == written && run.addr + u64::from(run.pages) * PAGE == addr => run.pages += 1,
+        _ => runs.push(HotRun { addr, pages: 1, written }),
     }
 }
 
@@ -438,6 +452,17 @@ mod tests {
         let expected = [0, 0x8000, 0xa000, 0x10_0000, 0x10_1000].map(|at| (0x7f00_0000_0000 + at, at));
         assert_eq!(begins, expected);
         assert_eq!(unlearned.memory(""), []);
+    }
+
+    #[test]
+    fn pages_are_noted_in_runs() {
+        let (file, own) = (1 << 63 | 1 << 61, 1 << 63);
+        let mut runs = Vec::new();
+        for (page, entry) in [(0, own), (1, own), (2, file), (3, 0), (4, file), (5, file), (9, own)] {
+            note(&mut runs, page * PAGE, entry);
+        }
+        let run = |page, pages, written| HotRun { addr: page * PAGE, pages, written };
+        assert_eq!(runs, [run(0, 2, true), run(2, 1, false), run(4, 2, false), run(9, 1, true)]);
     }
 
     #[test]

@@ -9,8 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::vmm::kvm::Vcpu;
 use crate::vmm::memory::{self, GuestRam, PAGE};
 
-/// Most bytes of an encoded list.
-const LONGEST: usize = 1 << 20;
+/// Most bytes of an encoded list: each run has at most 16.
+const LONGEST: usize = 64 << 10;
+
+/// Most pages of a list that are written to, and most of all. A list is learned from machines whose commands nobody trusts, and it
+/// is others that pay for it: 16 MiB at most, some milliseconds. A start touches a quarter of that.
+const MOST_WRITTEN: u64 = 4096;
+const MOST_PAGES: u64 = 16384;
+/// Most runs of a list.
+pub const MOST_RUNS: usize = 2048;
 
 /// Bytes of the checksum before it.
 const CHECKSUM: usize = 4;
@@ -36,15 +43,22 @@ impl HotRun {
     }
 }
 
+/// Whether a start may be made to touch so much.
+fn is_modest(runs: &[HotRun]) -> bool {
+    let pages = |runs: &mut dyn Iterator<Item = &HotRun>| runs.map(|run| u64::from(run.pages)).sum::<u64>();
+    let written = pages(&mut runs.iter().filter(|run| run.written));
+    runs.len() <= MOST_RUNS && written <= MOST_WRITTEN && pages(&mut runs.iter()) <= MOST_PAGES
+}
+
 /// The list as it is kept in a file.
 ///
 /// # Errors
-/// If it is too long.
+/// If it has more than a start may touch.
 pub fn encode(runs: &[HotRun]) -> Result<Vec<u8>, postcard::Error> {
-    let bytes = postcard::to_stdvec(runs)?;
-    if bytes.len() > LONGEST - CHECKSUM {
+    if !is_modest(runs) {
         return Err(postcard::Error::SerializeBufferFull);
     }
+    let bytes = postcard::to_stdvec(runs)?;
     Ok([&crc32fast::hash(&bytes).to_le_bytes()[..], &bytes].concat())
 }
 
@@ -54,7 +68,7 @@ pub fn decode(bytes: &[u8]) -> Vec<HotRun> {
     if crc32fast::hash(bytes) != u32::from_le_bytes(*sum) {
         return Vec::new();
     }
-    postcard::from_bytes(bytes).unwrap_or_default()
+    postcard::from_bytes(bytes).ok().filter(|runs: &Vec<HotRun>| is_modest(runs)).unwrap_or_default()
 }
 
 /// Reads the list from a file.
@@ -108,6 +122,24 @@ mod tests {
             [run(0, 1, true), run(0x1000, 2, false), run(0x6000, 1, true), run(0x10_0000, 1, false), run(0, 1, true)];
         assert_eq!(joined(&runs), [(0, 0x7000), (0x10_0000, 0x1000), (0, 0x1000)]);
         assert_eq!(joined(&[run(u64::MAX, u32::MAX, true), run(u64::MAX, 1, true)]).len(), 1);
+    }
+
+    /// A command that touches all of its machine's memory teaches nothing, and a file that says so is none.
+    #[test]
+    fn what_a_list_costs_is_bounded() {
+        let run = |pages, written| HotRun { addr: 0x10_0000, pages, written };
+        let most = vec![run(4096, true), run(12288, false)];
+        assert_eq!(decode(&encode(&most).unwrap()), most);
+        for runs in
+            [vec![run(4097, true)], vec![run(16385, false)], vec![run(u32::MAX, true); 2], vec![run(1, false); 2049]]
+        {
+            assert!(encode(&runs).is_err());
+            let bytes = postcard::to_stdvec(&runs).unwrap();
+            assert_eq!(decode(&[&crc32fast::hash(&bytes).to_le_bytes()[..], &bytes].concat()), []);
+        }
+        let longest = vec![HotRun { addr: u64::MAX, pages: 8, written: true }; 500];
+        assert_eq!(decode(&encode(&longest).unwrap()).len(), 500);
+        assert!(encode(&vec![HotRun { addr: u64::MAX, pages: 1, written: false }; MOST_RUNS]).unwrap().len() < LONGEST);
     }
 
     #[test]
