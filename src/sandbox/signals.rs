@@ -1,7 +1,7 @@
 //! Signals to a command that is the first process of its namespace, with the effect that they would have outside of one.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use duplex_wire::{Effect, Ending, effect};
@@ -17,8 +17,7 @@ impl EndedBy {
     /// Sends a signal to the process of a pidfd. One that the kernel would drop, and that would end the process elsewhere, ends it.
     pub(super) fn send(&self, process: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
         let text = |file: &str| {
-            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
-            let pid: u32 = info.lines().find_map(|l| l.strip_prefix("Pid:"))?.trim().parse().ok()?;
+            let pid = crate::sys::signals::pid_of(process).ok()?;
             std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()
         };
         let status = text("status").unwrap_or_default();

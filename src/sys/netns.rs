@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::birth::give_birth;
+use super::signals;
 
 /// The user and group `nobody`.
 const NOBODY: libc::uid_t = 65534;
@@ -50,8 +51,7 @@ impl OwnedNamespace {
             0 => {}
             errno => return Err(io::Error::from_raw_os_error(errno)),
         }
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", child.as_raw_fd()))?;
-        let pid = info.lines().find_map(|l| l.strip_prefix("Pid:")).map(str::trim).ok_or(io::ErrorKind::NotFound)?;
+        let pid = signals::pid_of(child.as_fd())?;
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
         Ok(Self { user: open("user")?, network: open("net")? })
     }

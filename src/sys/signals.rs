@@ -38,3 +38,13 @@ pub fn send(process: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::c_int::from(signal), null, 0) };
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// The process id behind a pidfd (proc_pid_fdinfo(5)); -1, which is none, once it has been reaped.
+///
+/// # Errors
+/// If there is no process, or `/proc` does not tell.
+pub fn pid_of(process: BorrowedFd<'_>) -> io::Result<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    pid.ok_or_else(|| io::ErrorKind::NotFound.into())
+}

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -96,17 +96,13 @@ impl ContainerInside {
 
     fn measure(&self) -> Result<Stats, ContainerError> {
         let first = self.first()?;
-        let net = pid_of(&first).and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok());
+        let net = signals::pid_of(first.as_fd())
+            .ok()
+            .and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok());
         let counters = self.cgroup.counters();
         let counters = net.map_or(counters, |net| counters.with_network(&net));
         Ok(Stats { inside: Some(counters), host: counters })
     }
-}
-
-/// The process id behind a pidfd (proc_pid_fdinfo(5)).
-fn pid_of(process: &OwnedFd) -> Option<u32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
-    info.lines().find_map(|l| l.strip_prefix("Pid:"))?.trim().parse().ok()
 }
 
 impl Inside for ContainerInside {

@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, open
 use sha2::{Digest as _, Sha256};
 
 use super::monitor::clean;
+use crate::sys::signals;
 use crate::vmm::memory::{HUGE, PAGE, PAGE_BYTES, ranges};
 use crate::vmm::snapshot::format::{HEADER, VERSION};
 use crate::vmm::snapshot::hot::{self, HotRun};
@@ -223,7 +224,7 @@ fn unnamed(folder: &Path) -> Result<File, rustix::io::Errno> {
 impl Unlearned {
     /// Looks which pages a monitor that went on from the template has touched by now, and writes the list.
     fn learn(&self, monitor: BorrowedFd<'_>) -> io::Result<()> {
-        let runs = self.touched(process_of(monitor)?)?;
+        let runs = self.touched(signals::pid_of(monitor)?)?;
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         let mut file = unnamed(folder)?;
         file.write_all(&hot::encode(&runs).map_err(io::Error::other)?)?;
@@ -328,13 +329,6 @@ impl Mapping {
         let hex = |text| u64::from_str_radix(text, 16).ok();
         Some(Self { begin: hex(begin)?, end: hex(end)?, offset: hex(offset)?, inode: inode.parse().ok()? })
     }
-}
-
-/// The process behind a pidfd (proc_pid_fdinfo(5)).
-fn process_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
-    pid.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 impl Saving {
