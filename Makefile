@@ -23,9 +23,9 @@ build: deps
 	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || \
 		{ xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux.part && mv $(OUT)/guest/vmlinux.part $(OUT)/guest/vmlinux; }
 
-# The embedded image in both isolations, side by side.
+# The embedded image in both isolations, side by side: a table here, a page with plots in target/compare.html.
 compare: build
-	$(DUPLEX) compare --json target/compare.json
+	$(DUPLEX) compare --json target/compare.json --report target/compare.html
 
 # All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
 test: deps-test build

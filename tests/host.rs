@@ -70,6 +70,8 @@ mod rates;
 mod real_input;
 #[path = "host/registry.rs"]
 mod registry;
+#[path = "host/report.rs"]
+mod report;
 #[path = "host/runner_itself.rs"]
 mod runner_itself;
 #[path = "host/stats.rs"]
@@ -101,6 +103,7 @@ const ALL: &[&[runner::Case]] = &[
     rates::CASES,
     real_input::CASES,
     registry::CASES,
+    report::CASES,
     runner_itself::CASES,
     share::CASES,
     stats::CASES,

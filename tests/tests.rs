@@ -16,5 +16,7 @@ mod hostile_archives;
 mod kernel_manifest;
 #[path = "offline/layers.rs"]
 mod layers;
+#[path = "offline/report.rs"]
+mod report;
 #[path = "offline/style.rs"]
 mod style;

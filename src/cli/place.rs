@@ -65,7 +65,13 @@ impl Needs {
                 std::io::stdout().is_terminal(),
                 std::io::stderr().is_terminal(),
             ] == [true; 3],
-            files: args.json.iter().chain(arms.iter().filter_map(|a| a.kernel.as_ref())).cloned().collect(),
+            files: args
+                .json
+                .iter()
+                .chain(&args.report)
+                .chain(arms.iter().filter_map(|a| a.kernel.as_ref()))
+                .cloned()
+                .collect(),
         }
     }
 }

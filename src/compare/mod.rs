@@ -1,13 +1,14 @@
 //! The same image and command in several arms, measured: one command, same digest, same limits, same meters outside the sandbox.
 //!
 //! ```text
-//! plan -> controls -> timed rounds -> memory rounds -> record -> table, JSON
+//! plan -> controls -> timed rounds -> memory rounds -> record -> table, JSON, page
 //!              \------------\-------------\-- Runner (spawn: `duplex run` children as a user starts them)
 //! ```
 //!
 //! Nothing here knows an engine: an arm is words on a command line. What an arm cannot measure is absent, never zero.
 
 mod agree;
+mod break_even;
 mod control;
 mod drive;
 mod facts;
@@ -15,12 +16,14 @@ mod meters;
 mod plan;
 mod random;
 mod record;
+mod report;
 mod runner;
 mod schedule;
 mod spawn;
 mod stats;
 mod table;
 mod verdict;
+mod words;
 
 pub use agree::{Captured, Disagreement, Stream};
 pub use control::{Control, Evidence};
@@ -29,6 +32,7 @@ pub use facts::{HostFacts, host_facts};
 pub use meters::MemorySample;
 pub use plan::{Arm, ArmError, Plan, arms};
 pub use record::{ArmRecord, Build, Comparison, MemoryRun, Record, Run, SCHEMA, Summary};
+pub use report::{ReportError, report};
 pub use runner::{Observation, Runner, RunnerError, Trace};
 pub use schedule::turns;
 pub use spawn::{Interrupt, Spawner};

@@ -45,6 +45,12 @@ impl Spread {
     }
 }
 
+/// Whether a sample lies far outside the middle half (Tukey 1977: further than one and a half of its widths). It is counted like all others.
+pub(super) fn is_outlier(sample: f64, spread: &Spread) -> bool {
+    let reach = 1.5 * (spread.q3 - spread.q1);
+    sample < spread.q1 - reach || sample > spread.q3 + reach
+}
+
 /// To one part of `parts`: milliseconds to whole microseconds, ratios to four digits. More is noise, and does not read well.
 pub(crate) fn rounded(value: f64, parts: f64) -> f64 {
     (value * parts).round() / parts

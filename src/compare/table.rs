@@ -5,8 +5,10 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::break_even::break_even;
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
+use super::words::{LAB, bytes, command, known, memory_label, milliseconds, phase_label, sentence, times};
 use crate::spec::Phase;
 
 /// Widest line.
@@ -21,7 +23,8 @@ pub fn table(record: &Record) -> String {
     }
     text.push('\n');
     for arm in others {
-        for line in wrapped(&sentence(record, base, arm), "") {
+        let sentences = [Some(sentence(record, base, arm)), break_even(record, base, arm)];
+        for line in sentences.into_iter().flatten().flat_map(|sentence| wrapped(&sentence, "")) {
             let _ = writeln!(text, "{line}");
         }
     }
@@ -36,12 +39,11 @@ fn head(record: &Record) -> String {
         }
     };
     if record.host.lab {
-        say("Measured in the lab, on emulated hardware: ratios mean something, absolute times do not.", "");
+        say(LAB, "");
     }
-    let command = if record.command.is_empty() { "the image's own command".to_owned() } else { shown(&record.command) };
+    let command = command(record, 60);
     say(&format!("Image    {} ({}): {command}", record.image.reference, record.image.digest.short()), "         ");
     let host = &record.host;
-    let known = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "unknown".to_owned());
     let facts = format!(
         "Host     {}, {} CPU{}, Linux {}, KVM: {}",
         known(&host.cpu_model),
@@ -65,11 +67,6 @@ fn head(record: &Record) -> String {
         record.unequal.iter().for_each(|line| say(&format!("  - {line}"), "    "));
     }
     text
-}
-
-fn shown(command: &[String]) -> String {
-    let line = command.join(" ");
-    if line.chars().count() > 60 { format!("{}...", line.chars().take(57).collect::<String>()) } else { line }
 }
 
 /// Breaks a line at spaces; lines behind the first begin with `indent`. A longer word is broken within.
@@ -106,7 +103,7 @@ fn figures(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
         let of = |arm: &ArmRecord| arm.summary.phases_ms.get(phase.name()).copied();
         if of(base).or(of(arm)).is_some() {
             let figure = format!("phases_ms.{}", phase.name());
-            row(&format!("  {}", label(phase)), [of(base), of(arm)], milliseconds, &figure);
+            row(&format!("  {}", phase_label(phase)), [of(base), of(arm)], milliseconds, &figure);
         }
     }
     for kind in MEMORY {
@@ -135,28 +132,6 @@ fn disk_rows(table: &mut Table, base: &ArmRecord, arm: &ArmRecord) {
     }
 }
 
-fn label(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Process => "our process",
-        Phase::Image => "image",
-        Phase::Setup => "machine/namespaces",
-        Phase::Kernel => "guest kernel",
-        Phase::Launch => "mounts and exec",
-        Phase::FirstByte => "first byte",
-        Phase::Work => "work",
-        Phase::Exit => "end and clean-up",
-    }
-}
-
-fn memory_label(kind: &str) -> &str {
-    match kind {
-        "idle" => "memory, idle",
-        "peak" => "memory, highest",
-        "cgroup_peak" => "memory, cgroup peak",
-        other => other,
-    }
-}
-
 fn spread(spread: &Spread, show: fn(f64) -> String) -> String {
     if spread.n == 1 { show(spread.median) } else { format!("{} ±{}", show(spread.median), amount(&show(spread.mad))) }
 }
@@ -171,58 +146,6 @@ fn ratio(compared: &Comparison) -> String {
     format!("{} [{}, {}]", times(ratio.ratio), times(ratio.low), times(ratio.high))
 }
 
-/// Two or three digits that matter.
-fn times(value: f64) -> String {
-    match value {
-        v if v >= 100.0 => format!("{v:.0}"),
-        v if v >= 10.0 => format!("{v:.1}"),
-        v if v >= 1.0 => format!("{v:.2}"),
-        v => format!("{v:.2}"),
-    }
-}
-
-fn milliseconds(ms: f64) -> String {
-    match ms {
-        v if v >= 10_000.0 => format!("{:.1} s", v / 1e3),
-        v if v >= 100.0 => format!("{v:.0} ms"),
-        v if v >= 1.0 => format!("{v:.1} ms"),
-        v => format!("{v:.2} ms"),
-    }
-}
-
-fn bytes(value: f64) -> String {
-    match value {
-        v if v >= 1024.0 * 1_048_576.0 => format!("{:.1} GiB", v / (1024.0 * 1_048_576.0)),
-        v if v >= 100.0 * 1_048_576.0 => format!("{:.0} MiB", v / 1_048_576.0),
-        v if v >= 1_048_576.0 => format!("{:.1} MiB", v / 1_048_576.0),
-        v if v >= 1024.0 => format!("{:.0} KiB", v / 1024.0),
-        v => format!("{v:.0} B"),
-    }
-}
-
-fn sentence(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
-    let find = |figure: &str| record.comparisons.iter().find(|c| c.arm == arm.arm.name && c.figure == figure);
-    let (a, b) = (&base.arm.name, &arm.arm.name);
-    let mut parts = Vec::new();
-    if let Some(start) = find("first_byte_ms").or_else(|| find("total_ms")) {
-        let what = if start.figure == "first_byte_ms" { "starts" } else { "runs" };
-        parts.push(match start.verdict.words() {
-            "no difference seen" => format!("no difference seen in how fast {b} and {a} come up"),
-            "cannot tell" => format!("these samples cannot tell whether {b} or {a} {what} faster"),
-            verdict => format!("{b} {what} {verdict} than {a} ({} x its time)", times(start.ratio.ratio)),
-        });
-    }
-    let memory = |arm: &ArmRecord| arm.summary.memory_bytes.get("idle").map(|s| s.median);
-    if let (Some(x), Some(y)) = (memory(base), memory(arm)) {
-        parts.push(format!("idle, {b} holds {} of the host's memory and {a} {}", bytes(y), bytes(x)));
-    }
-    if parts.is_empty() {
-        return String::new();
-    }
-    let place = if record.host.lab { "In this lab: " } else { "Here: " };
-    format!("{place}{}.", parts.join("; "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,11 +158,5 @@ mod tests {
         assert!(lines[1].starts_with("    word"));
         let glued: String = lines.concat();
         assert_eq!(glued.matches('x').count(), 300);
-    }
-
-    #[test]
-    fn quantities_have_units() {
-        assert_eq!([0.25, 3.25, 250.4, 12_345.0].map(milliseconds), ["0.25 ms", "3.2 ms", "250 ms", "12.3 s"]);
-        assert_eq!([512.0, 4096.0, 3.5 * 1048576.0].map(bytes), ["512 B", "4 KiB", "3.5 MiB"]);
     }
 }

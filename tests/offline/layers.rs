@@ -28,6 +28,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio::", &["image", "cli"]),
     ("kvm_ioctls::", &["vmm", "doctor"]),
     ("clap::", &["cli"]),
+    ("plotters::", &["compare"]),
+    ("maud::", &["compare"]),
 ];
 
 pub(crate) fn sources(dir: &Path) -> Vec<PathBuf> {

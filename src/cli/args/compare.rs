@@ -43,6 +43,9 @@ pub(crate) struct CompareArgs {
     /// Write the result with all samples and host facts to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the result as a page with plots to this file; it fetches nothing
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// What is printed on standard output
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,

@@ -16,7 +16,7 @@ use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
     ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, arms, compare as run_plan,
-    host_facts, table,
+    host_facts, report, table,
 };
 use crate::image::{Image, Reference};
 use crate::spec::{Installation, Isolation};
@@ -55,11 +55,19 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     let _warm = stay_warm(&context.installation, &image);
     let record = measured(context, &plan, &given)?;
     if let Some(path) = &args.json {
-        write_json(path, &record)?;
+        let mut text = serde_json::to_vec_pretty(&record).map_err(failed)?;
+        text.push(b'\n');
+        write_result(path, &text)?;
+    }
+    if let Some(path) = &args.report {
+        write_result(path, report(&record).map_err(failed)?.as_bytes())?;
     }
     match args.format {
         Format::Table => print(&table(&record))?,
         Format::Json => print_json(&record)?,
+    }
+    if let Some(path) = &args.report {
+        say(&format!("Report: {}", path.display()));
     }
     Ok(Code::Done as u8)
 }
@@ -151,13 +159,11 @@ struct WriteError {
 }
 
 /// Writes the file whole or not at all.
-fn write_json(path: &Path, record: &Record) -> Result<(), Failure> {
-    let mut text = serde_json::to_vec_pretty(record).map_err(failed)?;
-    text.push(b'\n');
+fn write_result(path: &Path, text: &[u8]) -> Result<(), Failure> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
         let mut file = tempfile::Builder::new().permissions(permissions()).tempfile_in(folder)?;
-        std::io::Write::write_all(&mut file, &text)?;
+        std::io::Write::write_all(&mut file, text)?;
         file.persist(path).map_err(|e| e.error)
     };
     write().map(|_| ()).map_err(|source| failed(WriteError { path: path.to_owned(), source }))

@@ -135,6 +135,11 @@ fn compared(plan: &Plan, mut fake: Fake) -> Result<Record, CompareError> {
     compare(plan, &given(), &mut fake, &mut |_| {})
 }
 
+/// A comparison of a container and a microVM in the lab.
+pub(crate) fn recorded() -> Record {
+    compared(&plan(), Fake::default()).unwrap()
+}
+
 fn refused(plan: &Plan, fake: Fake) -> String {
     let error = compared(plan, fake).unwrap_err();
     assert!(!matches!(error, CompareError::Arm { .. }));
