@@ -44,16 +44,18 @@ pub struct MachineSpec {
     pub nets: Vec<NetDeviceSpec>,
     /// Folders of the host: file system devices, at most 7. A machine that has any has memory that their file servers see.
     pub shares: Vec<ShareSpec>,
-    /// Where the machine begins or what it leaves for others, if it is not a boot of its own.
+    /// How the machine begins if its devices appear only when its agent waits for them.
     pub template: Option<TemplateSpec>,
     /// A unix SOCK_SEQPACKET socket: [`MachineEvent`]s go out, [`RequestToMonitor`]s come in.
     pub control: SpecFd,
 }
 
-/// A machine as it was when its agent had written to [`READY_PORT`], in a file. Its devices appear after that moment: to a driver that looks
-/// before, each place on the bus is empty.
+/// The beginning of a machine up to the moment when its agent has written to [`READY_PORT`], which may be kept in a file. Its devices appear after
+/// that moment: to a driver that looks before, each place on the bus is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TemplateSpec {
+    /// Boot, and go on. The guest's kernel looks for no device before its agent wants one.
+    Boot,
     /// Boot, write the machine to this file, which is empty, and go on.
     Save(SpecFd),
     /// Go on from this file. Kernel and initramfs are not read.

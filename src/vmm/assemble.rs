@@ -189,7 +189,11 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     if list.len() > bus::MOST_DEVICES {
         return Err(AssembleError::Devices(list.len()));
     }
-    let places = if spec.template.is_some() { bus::MOST_DEVICES } else { list.len() };
+    // Whoever goes on from a template may have other devices.
+    let places = match spec.template {
+        None | Some(TemplateSpec::Boot) => list.len(),
+        Some(_) => bus::MOST_DEVICES,
+    };
     let windows: Vec<_> =
         (0..places).filter_map(|number| Some((bus::window(number), WINDOW, bus::irq(number)?))).collect();
     let routes = Routes::new(windows.iter().map(|(_, _, irq)| *irq).chain([SERIAL_IRQ]));
@@ -216,7 +220,7 @@ fn check(spec: &MachineSpec) -> Result<(), AssembleError> {
         return Err(AssembleError::Nets(spec.nets.len()));
     }
     check_shares(&spec.shares)?;
-    if spec.template.is_some() && !spec.shares.is_empty() {
+    if !matches!(spec.template, None | Some(TemplateSpec::Boot)) && !spec.shares.is_empty() {
         return Err(AssembleError::SharedTemplate);
     }
     match &spec.vsock {
@@ -262,8 +266,8 @@ fn on_bus(
         .collect()
 }
 
-/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network, shares; with a template vsock,
-/// disks, network, entropy, balloon, console.
+/// The devices of a spec, in the order of their numbers on the bus: disks, vsock, entropy, balloon, console, network, shares; where they appear late
+/// vsock, disks, network, shares, entropy, balloon, console.
 struct Devices<'a> {
     spec: &'a MachineSpec,
     inherited: &'a mut Inherited,
@@ -280,6 +284,7 @@ impl Devices<'_> {
             self.vsock()?;
             self.disks()?;
             self.nets()?;
+            self.shares()?;
             self.always();
             return self.console();
         }
@@ -288,7 +293,11 @@ impl Devices<'_> {
         self.always();
         self.console()?;
         self.nets()?;
-        // Last: their file servers get ready meanwhile.
+        self.shares()
+    }
+
+    /// Late: their file servers get ready meanwhile.
+    fn shares(&mut self) -> Result<(), AssembleError> {
         for ShareSpec { tag, socket } in &self.spec.shares {
             let socket = self.inherited.own(*socket, "share")?;
             let share = Fs::new(tag, socket, self.ram, &self.sources());

@@ -149,6 +149,8 @@ enum Life {
     /// It boots, with its devices.
     #[default]
     Booted,
+    /// It boots without, and goes on.
+    Late,
     /// It boots without, is written to one of these files, and goes on.
     Saved(Vec<File>),
     /// It goes on from one of these files, in their order.
@@ -159,9 +161,11 @@ thread_local! {
     static LIFE: RefCell<Life> = RefCell::default();
 }
 
-/// Plays a case three times: with machines that boot, that are saved, and that go on from those.
+/// Plays a case four times: with machines that boot, that get their devices late, that are saved, and that go on from those.
 pub(crate) fn in_every_life(case: fn() -> Verdict) -> Verdict {
     LIFE.set(Life::Booted);
+    case()?;
+    LIFE.set(Life::Late);
     case()?;
     LIFE.set(Life::Saved(Vec::new()));
     case()?;
@@ -227,6 +231,7 @@ impl Machine {
         };
         let (template, slots, life) = LIFE.with_borrow_mut(|life| match life {
             Life::Booted => (None, "", "booted"),
+            Life::Late => (Some(TemplateSpec::Boot), "slots ", "late"),
             Life::Saved(files) => {
                 files.push(File::from(memfd_create("template", MemfdFlags::CLOEXEC).unwrap()));
                 let file = files.last().unwrap().try_clone().unwrap();

@@ -140,6 +140,8 @@ struct Command {
 impl Command {
     /// Returns only why it failed.
     fn execute(&self) -> Failure {
+        // Without it the program comes in pieces as it runs into them. What cannot be read is no reason not to try.
+        let _ = program::read_ahead(&self.path);
         program::refused(&self.name, sys::execute(&self.path, &self.args, &self.environment))
     }
 }

@@ -1,10 +1,13 @@
 //! Finding the program: the rules of Docker, which are those of Go's `exec.LookPath` as the command's user sees the files.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use duplex_wire::FailureKind;
-use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
+use rustix::fs::{Access, Advice, AtFlags, CWD, FileType, Mode, OFlags, accessat, fadvise, fstat, open, stat};
 use rustix::io::Errno;
+
+/// Largest program in bytes that is read whole before it starts. Of larger ones most starts touch a part only.
+const READ_WHOLE: u64 = 2 << 20;
 
 /// Why the command cannot run.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +56,22 @@ pub(crate) fn refused(name: &str, errno: Errno) -> Failure {
     Failure::new(kind, format!("Cannot execute '{name}': {text}"))
 }
 
+/// Has a small program brought into memory in few large reads. Whether it was.
+pub(crate) fn read_ahead(file: &CStr) -> Result<bool, Errno> {
+    let is_file = |mode| FileType::from_raw_mode(mode) == FileType::RegularFile;
+    // Opening what is no file may do something: looked at by its name first.
+    if !is_file(stat(file)?.st_mode) {
+        return Ok(false);
+    }
+    let file = open(file, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
+    let about = fstat(&file)?;
+    if !is_file(about.st_mode) || u64::try_from(about.st_size).is_ok_and(|size| size > READ_WHOLE) {
+        return Ok(false);
+    }
+    fadvise(&file, 0, None, Advice::WillNeed)?;
+    Ok(true)
+}
+
 fn executable(file: &str) -> Result<(), Errno> {
     if FileType::from_raw_mode(stat(file)?.st_mode) == FileType::Directory {
         return Err(Errno::ISDIR);
@@ -62,6 +81,8 @@ fn executable(file: &str) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn kind(name: &str, path: &str) -> Result<String, FailureKind> {
@@ -80,6 +101,19 @@ mod tests {
         assert_eq!(kind("/etc/passwd", "/bin"), Err(FailureKind::CannotExecute));
         assert_eq!(kind("", "/bin"), Err(FailureKind::NotFound));
         assert_eq!(kind("/bin/sh\0", "/bin"), Err(FailureKind::CannotExecute));
+    }
+
+    #[test]
+    fn small_programs_are_read_ahead() {
+        assert_eq!(read_ahead(c"/etc/passwd"), Ok(true));
+        let large = rustix::fs::memfd_create("large", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&large, READ_WHOLE + 1).unwrap();
+        let path = CString::new(format!("/proc/self/fd/{}", large.as_raw_fd())).unwrap();
+        assert_eq!(read_ahead(&path), Ok(false));
+        rustix::fs::ftruncate(&large, READ_WHOLE).unwrap();
+        assert_eq!(read_ahead(&path), Ok(true));
+        assert_eq!(read_ahead(c"/dev/null"), Ok(false), "a device is not opened");
+        assert_eq!(read_ahead(c"/no/such"), Err(Errno::NOENT));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A machine whose devices appear one by one when it goes on from what others have been too: until then each place on its bus is empty, and the
-//! kernel's driver is told to look again by its `bind` file (Documentation/driver-api/driver-model/binding.rst).
+//! A machine whose devices appear one by one, when they are needed, and may go on from what others have been too: until then each place on its bus
+//! is empty, and the kernel's driver is told to look again by its `bind` file (Documentation/driver-api/driver-model/binding.rst).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -62,11 +62,13 @@ impl Slots {
         }
     }
 
-    /// Looks for the volumes and network interfaces of these orders.
+    /// Looks for the volumes, network interfaces and shares of these orders.
     pub(crate) fn expect_devices_of(&mut self, start: &Start) -> Result<(), Trouble> {
         let volume = |mount: &&Mount| matches!(mount.source, MountSource::Volume { .. });
         start.mounts.iter().filter(volume).try_for_each(|mount| self.expect(&mount.target))?;
-        start.networks.iter().try_for_each(|network| self.expect(&network.interface))
+        start.networks.iter().try_for_each(|network| self.expect(&network.interface))?;
+        let share = |mount: &&Mount| matches!(mount.source, MountSource::Share { .. });
+        start.mounts.iter().filter(share).try_for_each(|mount| self.expect(&mount.target))
     }
 
     /// Looks for all that is left.

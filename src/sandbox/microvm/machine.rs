@@ -178,7 +178,8 @@ fn kernel_of<'a>(spec: &'a SandboxSpec, installation: &'a Installation) -> &'a P
     spec.kernel.as_ref().unwrap_or(&installation.kernel)
 }
 
-/// A machine without a log and without shares goes on from a template, or becomes one, unless the user wants a boot.
+/// A machine without a log and without shares goes on from a template, or becomes one, unless the user wants a boot. Only one with a log finds its
+/// devices, of which its console is one, while its kernel boots.
 fn beginning(
     spec: &SandboxSpec,
     installation: &Installation,
@@ -188,11 +189,14 @@ fn beginning(
 ) -> Result<Beginning, MicroVmError> {
     let saying = if spec.kernel_log.is_some() { LOGGED } else { SILENT };
     let cmdline = format!("{saying} {CMDLINE}");
-    let boot = |cmdline| Ok(Beginning { cmdline, template: None, lesson: None });
-    if spec.cold || spec.kernel_log.is_some() || !wires.shares.is_empty() {
-        return boot(cmdline);
+    if spec.kernel_log.is_some() {
+        return Ok(Beginning { cmdline, template: None, lesson: None });
     }
     let with_slots = format!("{cmdline} -- {SLOTS}");
+    let boot = |cmdline| Ok(Beginning { cmdline, template: Some(TemplateSpec::Boot), lesson: None });
+    if spec.cold || !wires.shares.is_empty() {
+        return boot(with_slots);
+    }
     let files = [kernel_of(spec, installation), &installation.initramfs, &installation.monitor];
     let shape = Shape { files, cmdline: &with_slots, memory_mib, vcpus };
     let template = templates::find(&installation.state, &shape).unwrap_or_else(|e| {
@@ -208,7 +212,7 @@ fn beginning(
             let file = fds.add(saving.file().map_err(MicroVmError::Resource)?)?;
             (TemplateSpec::Save(file), Some(Lesson::Saved(saving)))
         }
-        Template::None => return boot(cmdline),
+        Template::None => return boot(with_slots),
     };
     Ok(Beginning { cmdline: with_slots, template: Some(template), lesson })
 }

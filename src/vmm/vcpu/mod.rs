@@ -202,7 +202,12 @@ pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings, enter: EnterRole) 
 /// Runs the guest once and answers its exit. Returns how the machine ends, if this ends it.
 fn step(vcpu: &mut Bound<'_>, bus: &Bus, gate: &Gate) -> Option<MachineExit> {
     match vcpu.run() {
-        Exit::Out(READY_PORT, _) if gate.ready() => {}
+        // A machine that is saved gets its devices when that is done.
+        Exit::Out(READY_PORT, _) => {
+            if !gate.ready() {
+                bus.fill();
+            }
+        }
         Exit::Out(port, data) => return bus.port_out(port, data),
         Exit::In(port, data) => bus.port_in(port, data),
         Exit::Read(addr, data) => bus.read(addr, data),
