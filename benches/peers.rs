@@ -6,7 +6,7 @@
 //! is its root file system, and the image's command PID 1: what a person with QEMU and the same kernel does to run an image. Neither has an
 //! agent, a writable layer, namespaces or separate streams; ours has.
 //! A microVM is measured twice: as `run` starts it, from a template, and with `--cold`.
-//! Programs are copied to a tmpfs first, the first two rounds are dropped, and each round has an order of its own. Needs a host with usable KVM and cgroup v2; `make bench` brings it
+//! Programs and images are copied to a tmpfs first, for all alike, the first two rounds are dropped, and each round has an order of its own. Needs a host with usable KVM and cgroup v2; `make bench` brings it
 //! into the lab if this host has none.
 #![allow(
     clippy::print_stdout,
@@ -86,14 +86,15 @@ fn eprint_round(round: usize, name: &str, sample: &Sample) {
 
 fn peers(stage: &Path) -> Vec<Peer> {
     let duplex = stage.join("duplex/duplex").display().to_string();
+    let store = stage.join("store").display().to_string();
     let run = |isolation: &str| {
-        [&duplex, "run", "--rm", "--net", "none", "--isolation", isolation, "workloads", "hello"]
+        [&duplex, "--root", &store, "run", "--rm", "--net", "none", "--isolation", isolation, "workloads", "hello"]
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
     };
     let mut cold = run("microvm");
-    cold.insert(2, "--cold".to_owned());
+    cold.insert(4, "--cold".to_owned());
     let mut peers = vec![
         Peer { name: "duplex microvm", command: run("microvm"), cleanup: Vec::new() },
         Peer { name: "duplex cold", command: cold, cleanup: Vec::new() },
