@@ -23,7 +23,12 @@ const LEAST_DISK: u64 = 2 * GIB;
 const LEAST_MEMORY: u64 = 3 * GIB;
 
 impl Check {
-    fn new(name: &str, status: CheckStatus, found: impl Into<String>, mend: impl Into<Option<String>>) -> Self {
+    pub(super) fn new(
+        name: &str,
+        status: CheckStatus,
+        found: impl Into<String>,
+        mend: impl Into<Option<String>>,
+    ) -> Self {
         let mend = mend.into().filter(|_| status != CheckStatus::Ok);
         Self { name: name.to_owned(), status, found: found.into(), mend }
     }

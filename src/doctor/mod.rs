@@ -3,6 +3,7 @@
 mod checks;
 mod facts;
 mod kvm;
+mod security;
 pub(crate) mod tools;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use checks::install;
 pub use facts::HostFacts;
 pub use kvm::{KvmFinding, kvm, kvm_is_forbidden};
+pub use security::checks as security;
 pub use tools::{MissingTool, missing_for_lab};
 
 /// Where to look.

@@ -11,6 +11,9 @@ pub(crate) struct DoctorArgs {
     /// How the findings are printed
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+    /// Look at what weakens the walls between sandboxes: flaws of the processor, settings and age of the kernel
+    #[arg(long)]
+    pub security: bool,
 }
 
 /// The emulated KVM host for machines without usable KVM
