@@ -15,6 +15,8 @@ pub(crate) enum Code {
     Failed = 1,
     /// `compare` ran the arms and they cannot be compared.
     Refused = 2,
+    /// `compare --baseline`: an arm got worse by more than is allowed.
+    Regressed = 3,
     /// The command line is wrong; or `run` failed before or around the command.
     Duplex = 125,
     /// A signal asked for the end, and the verb ended in order.

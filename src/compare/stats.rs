@@ -98,20 +98,45 @@ const RESAMPLES: usize = 4000;
 /// The ratio of the medians of rounds that have both samples, (baseline, arm) in pairs. Rounds are resampled whole, so drift that both
 /// arms saw does not widen the interval. `None` without rounds or with a baseline of 0.
 pub(super) fn ratio(rounds: &[(f64, f64)], seed: u64) -> Option<Ratio> {
-    let of = |rounds: &[(f64, f64)]| {
-        let base = quantile(&sorted(&rounds.iter().map(|r| r.0).collect::<Vec<_>>()), 0.5)?;
-        let arm = quantile(&sorted(&rounds.iter().map(|r| r.1).collect::<Vec<_>>()), 0.5)?;
-        (base > 0.0).then_some(arm / base)
-    };
-    let ratio = of(rounds)?;
     let mut random = Random::new(seed);
+    let ratio = ratio_of_medians(rounds)?;
     let mut drawn = Vec::with_capacity(rounds.len());
-    let mut ratios = Vec::with_capacity(RESAMPLES);
-    for _ in 0..RESAMPLES {
-        drawn.clear();
-        drawn.extend((0..rounds.len()).filter_map(|_| rounds.get(random.below(rounds.len()))));
-        ratios.extend(of(&drawn));
-    }
+    interval(ratio, || {
+        resample(rounds, &mut random, &mut drawn);
+        ratio_of_medians(&drawn)
+    })
+}
+
+/// How a [`ratio`] of one result stands to that of another: now over then, each resampled for itself.
+pub(super) fn change(then: &[(f64, f64)], now: &[(f64, f64)], seed: u64) -> Option<Ratio> {
+    let mut random = Random::new(seed);
+    let of = |then: &[(f64, f64)], now: &[(f64, f64)]| {
+        let then = ratio_of_medians(then)?;
+        (then > 0.0).then_some(ratio_of_medians(now)? / then)
+    };
+    let change = of(then, now)?;
+    let (mut some, mut others) = (Vec::with_capacity(then.len()), Vec::with_capacity(now.len()));
+    interval(change, || {
+        resample(then, &mut random, &mut some);
+        resample(now, &mut random, &mut others);
+        of(&some, &others)
+    })
+}
+
+fn ratio_of_medians(rounds: &[(f64, f64)]) -> Option<f64> {
+    let median = |of: fn(&(f64, f64)) -> f64| quantile(&sorted(&rounds.iter().map(of).collect::<Vec<_>>()), 0.5);
+    let base = median(|r| r.0)?;
+    (base > 0.0).then_some(median(|r| r.1)? / base)
+}
+
+fn resample(rounds: &[(f64, f64)], random: &mut Random, drawn: &mut Vec<(f64, f64)>) {
+    drawn.clear();
+    drawn.extend((0..rounds.len()).filter_map(|_| rounds.get(random.below(rounds.len()))));
+}
+
+/// The interval of a ratio that holds the middle of what resampling makes of it.
+fn interval(ratio: f64, mut resampled: impl FnMut() -> Option<f64>) -> Option<Ratio> {
+    let ratios: Vec<f64> = (0..RESAMPLES).filter_map(|_| resampled()).collect();
     let ratios = sorted(&ratios);
     let tail = (1.0 - CONFIDENCE) / 2.0;
     let at = |q| Some(rounded(quantile(&ratios, q)?, 1e4));

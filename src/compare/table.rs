@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
@@ -15,7 +16,7 @@ use crate::spec::Phase;
 pub(super) const WIDTH: u16 = 100;
 
 /// The record as text: what it is, what is not equal, one table per arm beside the baseline, and a sentence each.
-pub fn table(record: &Record) -> String {
+pub fn table(record: &Record, against: Option<&Against>) -> String {
     let mut text = head(record);
     let Some((base, others)) = record.arms.split_first() else { return text };
     for arm in others {
@@ -28,6 +29,28 @@ pub fn table(record: &Record) -> String {
             let _ = writeln!(text, "{line}");
         }
     }
+    if let Some(against) = against {
+        text.push_str(&beside(against));
+    }
+    text
+}
+
+/// What became of an earlier result: what regressed and what cannot be told, by name.
+fn beside(against: &Against) -> String {
+    let mut text = String::from("\n");
+    let lines = std::iter::once(summary(against)).chain(against.unequal.iter().map(|line| format!("  - {line}")));
+    for line in lines.flat_map(|line| wrapped(&line, "    ")) {
+        let _ = writeln!(text, "{line}");
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    let unit = against.relative_to.as_ref().map_or_else(String::new, |arm| format!(" (times over {arm}'s)"));
+    table.set_header(["arm", "figure", &format!("now over then{unit}"), ""]);
+    for c in &against.changes {
+        let ratio = format!("{} [{}, {}]", times(c.ratio.ratio), times(c.ratio.low), times(c.ratio.high));
+        table.add_row([c.arm.as_str(), label(&c.figure), ratio.as_str(), c.fate.words()]);
+    }
+    let _ = writeln!(text, "{table}");
     text
 }
 

@@ -7,7 +7,7 @@ use super::stats::Ratio;
 /// Fewest rounds that allow a verdict on times.
 pub(super) const LEAST_ROUNDS: usize = 5;
 /// Fewest rounds that allow a verdict on memory, which hardly varies: the interval of three rounds spans all of them.
-const LEAST_MEMORY_ROUNDS: usize = 3;
+pub(super) const LEAST_MEMORY_ROUNDS: usize = 3;
 /// Widest interval (upper over lower end) in which "no difference" means something: a wider one could hide a difference of a quarter.
 const WIDEST: f64 = 1.25;
 

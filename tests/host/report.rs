@@ -29,7 +29,7 @@ pub(crate) const CASES: &[Case] = &[
 fn page() -> String {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/compare.v1.json");
     let record: Record = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    report(&record).unwrap()
+    report(&record, None).unwrap()
 }
 
 /// A headless browser with a profile of its own that asks nobody for updates.

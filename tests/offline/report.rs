@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use duplex::compare::{Record, report};
+use duplex::compare::{Record, against, report};
 
 use crate::layers::root;
 
@@ -72,7 +72,7 @@ fn outline(html: &str) -> String {
 
 #[test]
 fn the_page_has_its_parts_in_their_order() {
-    let found = outline(&report(&record()).unwrap());
+    let found = outline(&report(&record(), None).unwrap());
     let path = golden("report.outline");
     if std::env::var_os("DUPLEX_BLESS").is_some() {
         std::fs::write(&path, &found).unwrap();
@@ -82,19 +82,28 @@ fn the_page_has_its_parts_in_their_order() {
 
 #[test]
 fn what_it_is_and_what_it_says_come_first() {
-    let html = report(&record()).unwrap();
+    let html = report(&record(), None).unwrap();
     let at = |words: &str| html.find(words).unwrap_or_else(|| panic!("no {words}"));
     let body = at("<body>");
     assert!(body < at("Measured in the lab") && at("Measured in the lab") < at("id=\"answer\""));
     assert!(at("these samples cannot tell whether microvm") < at("<h2>"), "the verdict stands above all sections");
     let mut here = record();
     here.host.lab = false;
-    assert!(!report(&here).unwrap().contains("Measured in the lab"));
+    assert!(!report(&here, None).unwrap().contains("Measured in the lab"));
+}
+
+#[test]
+fn an_earlier_result_is_answered_before_all_else() {
+    let record = record();
+    let html = report(&record, Some(&against(&record, &record, 0.1))).unwrap();
+    let answer = html.split_once("id=\"answer\"").unwrap().1.split_once("</section>").unwrap().0;
+    assert!(answer.find("earlier result").unwrap() < answer.find("In this lab").unwrap(), "{answer}");
+    assert!(outline(&html).contains("section#baseline"));
 }
 
 #[test]
 fn it_names_nothing_to_fetch_and_runs_nothing() {
-    let html = report(&record()).unwrap();
+    let html = report(&record(), None).unwrap();
     let names = |tag: &Tag<'_>, name: &str| tag.rest.contains(&format!(" {name}=\""));
     for tag in tags(&html) {
         assert!(
@@ -124,7 +133,7 @@ fn words_of_others_stay_words() {
         arm.arm.name = format!("{evil}{}", arm.arm.isolation);
     }
     record.comparisons.iter_mut().for_each(|c| c.arm = format!("{evil}microvm"));
-    let html = report(&record).unwrap();
+    let html = report(&record, None).unwrap();
     let _ = outline(&html);
     assert!(!tags(&html).iter().any(|tag| ["script", "img"].contains(&tag.name)), "{html}");
 }
@@ -140,17 +149,17 @@ fn a_record_with_next_to_nothing_in_it_still_makes_a_page() {
         arm.controls.clear();
         arm.summarize();
     }
-    let _ = outline(&report(&record).unwrap());
+    let _ = outline(&report(&record, None).unwrap());
     record.arms.truncate(1);
-    let _ = outline(&report(&record).unwrap());
+    let _ = outline(&report(&record, None).unwrap());
     record.arms.clear();
-    let _ = outline(&report(&record).unwrap());
+    let _ = outline(&report(&record, None).unwrap());
 }
 
 #[test]
 fn every_sample_is_in_it() {
     let record = record();
-    let html = report(&record).unwrap();
+    let html = report(&record, None).unwrap();
     for run in record.arms.iter().flat_map(|arm| &arm.runs) {
         assert!(html.contains(&format!("<td>{:.3}</td>", run.total_ms)), "{}", run.total_ms);
     }

@@ -10,7 +10,7 @@ use crate::spec::{Cpus, MemorySize};
 /// Run one image both ways, taking turns, and measure what the difference costs
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 125 wrong usage."
+    after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 3 worse than the baseline, 125 wrong usage."
 )]
 pub(crate) struct CompareArgs {
     /// One side: [NAME=]microvm|container[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
@@ -46,6 +46,12 @@ pub(crate) struct CompareArgs {
     /// Write the result as a page with plots to this file; it fetches nothing
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
+    /// Fail if an arm got worse than in this earlier result, a file of --json
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// How much worse than the baseline is still allowed
+    #[arg(long, default_value = "10%", value_name = "PERCENT", value_parser = percent, requires = "baseline")]
+    pub regression: f64,
     /// What is printed on standard output
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
@@ -55,4 +61,24 @@ pub(crate) struct CompareArgs {
     /// The command, behind '--' [default: the image's own; 'hello' for the embedded image]
     #[arg(last = true)]
     pub command: Vec<String>,
+}
+
+/// A share of more than nothing, written in hundredths with or without the sign.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    match number.trim().parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1000.0 => Ok(value / 100.0),
+        _ => Err("it is not a percentage between 0 and 1000, such as 10%".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn a_percentage_is_positive_and_bounded() {
+        assert_eq!((percent("10%"), percent("2.5")), (Ok(0.1), Ok(0.025)));
+        assert!(["0", "-1%", "x", "", "%", "nan", "1001%"].iter().all(|text| percent(text).is_err()));
+    }
 }

@@ -15,8 +15,8 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, arms, compare as run_plan,
-    host_facts, report, table,
+    Against, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, against, arms,
+    compare as run_plan, fits, host_facts, read, report, summary, table,
 };
 use crate::image::{Image, Reference};
 use crate::spec::{Installation, Isolation};
@@ -24,6 +24,7 @@ use crate::spec::{Installation, Isolation};
 /// Measures the arms against each other.
 pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failure> {
     let arms = arms(&args.arms).map_err(|e: ArmError| Failure::new(Code::Duplex, e))?;
+    let earlier = args.baseline.as_deref().map(read_baseline).transpose()?;
     let needs = Needs::of_compare(args, &arms);
     let place = place::decide(context, &needs)?;
     let store = engine::store(&context.installation).map_err(failed)?;
@@ -51,25 +52,61 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         allow_difference: args.allow_difference,
         timeout: Duration::from_secs(args.timeout),
     };
+    if let (Some(earlier), Some(path)) = (&earlier, &args.baseline) {
+        fits(earlier, &plan, context.environment.in_lab).map_err(|source| not_a_baseline(path, source))?;
+    }
     let given = given(context, store.bytes_on_disk(&image))?;
     let _warm = stay_warm(&context.installation, &image);
     let record = measured(context, &plan, &given)?;
+    let against = earlier.map(|earlier| against(&record, &earlier, args.regression));
+    show(args, &record, against.as_ref())?;
+    match against.filter(|a| a.regressed().next().is_some()) {
+        Some(against) => Err(Failure::new(Code::Regressed, RegressedError(summary(&against)))),
+        None => Ok(Code::Done as u8),
+    }
+}
+
+/// Writes the files and prints the result.
+fn show(args: &CompareArgs, record: &Record, against: Option<&Against>) -> Result<(), Failure> {
     if let Some(path) = &args.json {
-        let mut text = serde_json::to_vec_pretty(&record).map_err(failed)?;
+        let mut text = serde_json::to_vec_pretty(record).map_err(failed)?;
         text.push(b'\n');
         write_result(path, &text)?;
     }
     if let Some(path) = &args.report {
-        write_result(path, report(&record).map_err(failed)?.as_bytes())?;
+        write_result(path, report(record, against).map_err(failed)?.as_bytes())?;
     }
     match args.format {
-        Format::Table => print(&table(&record))?,
-        Format::Json => print_json(&record)?,
+        Format::Table => print(&table(record, against))?,
+        Format::Json => print_json(record)?,
     }
     if let Some(path) = &args.report {
         say(&format!("Report: {}", path.display()));
     }
-    Ok(Code::Done as u8)
+    Ok(())
+}
+
+/// An arm got worse.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct RegressedError(String);
+
+/// A file cannot be the baseline.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot use '{}' as the baseline", path.display())]
+struct NotABaseline {
+    path: PathBuf,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn not_a_baseline(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure::new(Code::Failed, NotABaseline { path: path.to_owned(), source: source.into() })
+}
+
+fn read_baseline(path: &Path) -> Result<Record, Failure> {
+    let text = fs::read(path).map_err(|source| not_a_baseline(path, source))?;
+    read(&text).map_err(|source| not_a_baseline(path, source))
 }
 
 /// Holds open what the arms read: some file systems (the lab's among them) forget the content of a file that nobody has open, and each run

@@ -197,7 +197,7 @@ fn arms_that_do_different_things_are_refused_by_the_first_difference() {
 fn an_allowed_difference_is_told_above_the_table() {
     let plan = Plan { allow_difference: true, ..plan() };
     let record = compared(&plan, Fake { exit_code: |i| u8::from(i == Isolation::MicroVm), ..Fake::default() }).unwrap();
-    let shown = table::table(&record);
+    let shown = table::table(&record, None);
     let (head, _) = shown.split_once('┌').unwrap();
     assert!(head.contains("Exit codes differ"), "{shown}");
 }
@@ -236,7 +236,7 @@ fn the_table_says_what_it_is_first_and_is_at_most_100_columns_wide() {
     let long = "x".repeat(20);
     let arms = plan::arms(&[format!("{long}=container"), format!("y{}=microvm,read-only", &long[1..])]).unwrap();
     for plan in [plan(), Plan { arms, reference: "registry.example/".repeat(9), ..plan() }] {
-        let shown = table::table(&compared(&plan, Fake::default()).unwrap());
+        let shown = table::table(&compared(&plan, Fake::default()).unwrap(), None);
         assert!(shown.starts_with("Measured in the lab"), "{shown}");
         for line in shown.lines() {
             assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());

@@ -9,6 +9,7 @@ mod page;
 mod plot;
 mod tables;
 
+use super::baseline::Against;
 use super::record::Record;
 
 /// Why there is no page.
@@ -28,7 +29,7 @@ pub enum ReportError {
     Json(#[source] serde_json::Error),
 }
 
-/// The page.
-pub fn report(record: &Record) -> Result<String, ReportError> {
-    page::page(record)
+/// The page, with what became of an earlier result where there is one.
+pub fn report(record: &Record, against: Option<&Against>) -> Result<String, ReportError> {
+    page::page(record, against)
 }

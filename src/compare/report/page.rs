@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{ReportError, figures, ink, tables};
+use crate::compare::baseline::{Against, summary};
 use crate::compare::break_even::break_even;
 use crate::compare::record::{ArmRecord, Record};
 use crate::compare::words::{LAB, bytes, command, known, sentence};
@@ -13,7 +14,7 @@ const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 /// The whole page.
-pub(super) fn page(record: &Record) -> Result<String, ReportError> {
+pub(super) fn page(record: &Record, against: Option<&Against>) -> Result<String, ReportError> {
     let json = serde_json::to_string(record).map_err(ReportError::Json)?;
     let title = format!("{}: {}", record.image.reference, command(record, 80));
     let page = html! {
@@ -31,7 +32,7 @@ pub(super) fn page(record: &Record) -> Result<String, ReportError> {
             body {
                 header { (head(record, &title)) }
                 main {
-                    (answer(record))
+                    (answer(record, against))
                     (figures::starts(record)?)
                     (figures::samples(record)?)
                     (figures::ratios(record)?)
@@ -62,16 +63,18 @@ fn head(record: &Record, title: &str) -> Markup {
 }
 
 /// What the comparison says, before anything else.
-fn answer(record: &Record) -> Markup {
+fn answer(record: &Record, against: Option<&Against>) -> Markup {
     let Some((base, others)) = record.arms.split_first() else { return html! {} };
     let sentences = |arm: &ArmRecord| [Some(sentence(record, base, arm)), break_even(record, base, arm)];
     html! {
         section #answer .answer {
+            @if let Some(against) = against { p { strong { (summary(against)) } } }
             @for arm in others {
                 p { @for line in sentences(arm).into_iter().flatten() { (line) " " } }
             }
         }
         (tables::verdicts(record, base, others))
+        @if let Some(against) = against { (tables::against(against)) }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The page's tables.
 
+use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
+use crate::compare::baseline::{Against, Fate, label};
 use crate::compare::record::{ArmRecord, Record};
 use crate::compare::stats::{Spread, is_outlier};
 use crate::compare::verdict::Verdict;
@@ -57,6 +59,31 @@ pub(super) fn verdicts(record: &Record, base: &ArmRecord, others: &[ArmRecord]) 
                 }
             }
         } }
+    }
+}
+
+/// What became of an earlier result.
+pub(super) fn against(against: &Against) -> Markup {
+    let when = i64::try_from(against.began_unix_s).ok().and_then(|s| DateTime::<Utc>::from_timestamp(s, 0));
+    let class = |fate| match fate {
+        Fate::Regressed => "verdict up",
+        Fate::Held => "verdict none",
+        Fate::CannotTell => "verdict open",
+    };
+    html! {
+        section #baseline {
+            h2 { "Beside the earlier result" @if let Some(when) = when { " of " (when.format("%Y-%m-%d %H:%M UTC")) } }
+            @if let Some(arm) = &against.relative_to { p { "Made in the lab: times are those of an arm divided by those of " (arm) ", then and now." } }
+            ul { @for line in &against.unequal { li { (line) } } }
+            div .wide { table #changes {
+                thead { tr { th { "arm" } th .words { "figure" } th { "now over then" } th {} } }
+                tbody { @for c in &against.changes { tr {
+                    td { (c.arm) } td .words { (label(&c.figure)) }
+                    td { (times(c.ratio.ratio)) " [" (times(c.ratio.low)) ", " (times(c.ratio.high)) "]" }
+                    td .words { span class=(class(c.fate)) { (c.fate.words()) } }
+                } } }
+            } }
+        }
     }
 }
 
