@@ -23,9 +23,10 @@ build: deps
 	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || \
 		{ xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux.part && mv $(OUT)/guest/vmlinux.part $(OUT)/guest/vmlinux; }
 
-# The embedded image in both isolations, side by side: a table here, a page with plots in target/compare.html.
+# The embedded image in both isolations, side by side: first its start, then its programs that measure. Tables here, pages with plots in target/.
 compare: build
 	$(DUPLEX) compare --json target/compare.json --report target/compare.html
+	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
 
 # All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
 test: deps-test build

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 
 use super::plan::{Arm, Plan};
-use super::record::{ArmRecord, Record, Run, SCHEMA};
+use super::record::{ArmRecord, Record, Run, SCHEMA, SCHEMA_1};
 use super::stats::{Ratio, change};
 use super::verdict::{LEAST_MEMORY_ROUNDS, LEAST_ROUNDS};
 use super::words::{known, memory_label};
@@ -18,7 +18,9 @@ pub enum BaselineError {
     #[error("It is not a result of 'duplex compare --json'")]
     NotAResult(#[source] serde_json::Error),
     /// A layout that this program does not know.
-    #[error("Its layout is '{found}', and this Duplex reads '{SCHEMA}': make it anew with this Duplex")]
+    #[error(
+        "Its layout is '{found}', and this Duplex reads '{SCHEMA}' and '{SCHEMA_1}': make it anew with this Duplex"
+    )]
     Layout {
         /// What it says of itself.
         found: String,
@@ -105,10 +107,13 @@ pub fn read(text: &[u8]) -> Result<Record, BaselineError> {
         schema: String,
     }
     let layout: Layout = serde_json::from_slice(text).map_err(BaselineError::NotAResult)?;
-    if layout.schema != SCHEMA {
+    if ![SCHEMA, SCHEMA_1].contains(&layout.schema.as_str()) {
         return Err(BaselineError::Layout { found: layout.schema });
     }
-    serde_json::from_slice(text).map_err(BaselineError::Broken)
+    let mut record: Record = serde_json::from_slice(text).map_err(BaselineError::Broken)?;
+    // What an older layout does not say of its samples follows from them.
+    record.arms.iter_mut().for_each(ArmRecord::summarize);
+    Ok(record)
 }
 
 /// Refuses an earlier result of something else than this plan.
@@ -118,7 +123,7 @@ pub fn fits(earlier: &Record, plan: &Plan, lab: bool) -> Result<(), BaselineErro
     if earlier.host.lab != lab {
         return unlike("place", place(earlier.host.lab), place(lab));
     }
-    if earlier.command != plan.command {
+    if earlier.command != plan.command || earlier.workloads != plan.workloads {
         return unlike("command", format!("{:?}", earlier.command), format!("{:?}", plan.command));
     }
     let cpus = f64::from(plan.cpus.0) / 1000.0;
@@ -156,10 +161,11 @@ pub fn against(record: &Record, earlier: &Record, allowed: f64) -> Against {
         let bases = [record.arms.first(), earlier.arms.first()].map(|base| base.filter(|_| relative));
         // In the lab the first arm is the measure, and has none itself.
         if !(relative && at == 0) {
-            for figure in ["first_byte_ms", "total_ms"] {
-                let [now, then] = [(bases[0], arm), (bases[1], then)].map(|(base, arm)| times(base, arm, figure));
+            let programs = arm.summary.measured_ns.keys().map(|program| format!("measured_ns.{program}"));
+            for figure in ["first_byte_ms", "total_ms"].map(str::to_owned).into_iter().chain(programs) {
+                let [now, then] = [(bases[0], arm), (bases[1], then)].map(|(base, arm)| times(base, arm, &figure));
                 let ratio = change(&then, &now, record.seed);
-                changes.extend(ratio.map(|r| judged(arm, figure, r, enough(&now, &then, LEAST_ROUNDS), allowed)));
+                changes.extend(ratio.map(|r| judged(arm, &figure, r, enough(&now, &then, LEAST_ROUNDS), allowed)));
             }
         }
         for kind in ["idle", "peak"] {

@@ -1,6 +1,7 @@
 //! One comparison from plan to record.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::agree::{Deed, Disagreement, disagreement};
 use super::control::{Control, controls};
@@ -8,12 +9,16 @@ use super::facts::HostFacts;
 use super::plan::{Arm, Plan};
 use super::random::Random;
 use super::record::{
-    ArmRecord, Build, ImageRecord, LimitsRecord, MemoryRun, Record, Rounds, Run, SCHEMA, Summary, comparisons,
+    self, ArmRecord, Build, Ended, ImageRecord, LimitsRecord, MemoryRun, Record, Rounds, Run, SCHEMA, Summary,
+    comparisons,
 };
 use super::runner::{Observation, Runner, RunnerError};
-use super::schedule::rounds;
-use super::stats::rounded;
+use super::schedule::{self, rounds};
+use super::stats::{ratio, rounded};
 use crate::spec::{Digest, Isolation, Moment};
+
+/// Most rounds, however wide an interval stays.
+const MOST_ROUNDS: u32 = 10_000;
 
 /// What the caller knows and a plan does not say.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,9 +97,10 @@ pub fn compare(
         arms.push(proved(arm, plan, given, runner)?);
     }
     let mut agreement = Agreement::default();
-    let order =
-        timed(plan, runner, watch, &mut Under { arms: &mut arms, agreement: &mut agreement, random: &mut random })?;
-    measured(plan, runner, watch, &mut Under { arms: &mut arms, agreement: &mut agreement, random: &mut random })?;
+    let mut units = BTreeMap::new();
+    let mut under = Under { arms: &mut arms, agreement: &mut agreement, random: &mut random, units: &mut units };
+    let (order, ended) = timed(plan, runner, watch, &mut under)?;
+    measured(plan, runner, watch, &mut under)?;
     arms.iter_mut().for_each(ArmRecord::summarize);
     let mut unequal = unequal(plan);
     unequal.extend(agreement.allowed.iter().map(ToString::to_string));
@@ -105,8 +111,17 @@ pub fn compare(
         host: given.host.clone(),
         image: ImageRecord { reference: plan.reference.clone(), digest: plan.image.clone() },
         command: plan.command.clone(),
+        workloads: plan.workloads.clone(),
+        units,
         limits: LimitsRecord { memory_bytes: plan.memory.0, cpus: f64::from(plan.cpus.0) / 1000.0 },
-        rounds: Rounds { timed: plan.runs, warmup: plan.warmup, memory: plan.memory_runs },
+        rounds: Rounds {
+            timed: u32::try_from(order.len()).unwrap_or(u32::MAX).saturating_sub(plan.warmup),
+            warmup: plan.warmup,
+            memory: plan.memory_runs,
+            ended,
+            precision: plan.until.map(|until| until.precision),
+            budget_s: plan.until.map(|until| until.budget.as_secs()),
+        },
         seed: plan.seed,
         order: order.iter().map(|round| round.iter().map(|at| plan.arms[*at].name.clone()).collect()).collect(),
         unequal,
@@ -120,6 +135,7 @@ struct Under<'a> {
     arms: &'a mut [ArmRecord],
     agreement: &'a mut Agreement,
     random: &'a mut Random,
+    units: &'a mut BTreeMap<String, String>,
 }
 
 /// The deed that all runs must repeat, and differences that the plan allows.
@@ -178,23 +194,63 @@ fn timed(
     runner: &mut dyn Runner,
     watch: &mut dyn FnMut(&Step),
     under: &mut Under<'_>,
-) -> Result<Vec<Vec<usize>>, CompareError> {
-    let all = plan.warmup.saturating_add(plan.runs);
-    let order = rounds(plan.arms.len(), all, under.random);
-    for (round, turns) in (0u32..).zip(&order) {
+) -> Result<(Vec<Vec<usize>>, Ended), CompareError> {
+    let least = plan.warmup.saturating_add(plan.runs);
+    let mut order: Vec<Vec<usize>> = Vec::new();
+    let began = Instant::now();
+    for round in 0u32.. {
+        if let Some(ended) = ended(plan, round, under.arms, began) {
+            return Ok((order, ended));
+        }
+        let turns = schedule::round(plan.arms.len(), under.random);
         let mut times = Vec::new();
-        for at in turns {
+        for at in &turns {
             let arm = &plan.arms[*at];
             let name = format!("arm '{}', round {}", arm.name, round + 1);
             let seen = runner.run(arm, false).map_err(|e| failed(arm, format!("round {}", round + 1), e))?;
             under.agreement.hold(plan, arm, name, &seen)?;
             let run = run(round, round < plan.warmup, &seen);
+            under.units.extend(seen.measured.iter().map(|(name, measured)| (name.clone(), measured.unit.clone())));
             times.push((arm.name.clone(), run.total_ms));
             under.arms[*at].runs.push(run);
         }
-        watch(&Step::Timed(round + 1, all, times));
+        order.push(turns);
+        watch(&Step::Timed(round + 1, least.max(round + 1), times));
     }
-    Ok(order)
+    Ok((order, Ended::Rounds))
+}
+
+/// Whether the rounds so far are enough, and why.
+fn ended(plan: &Plan, rounds: u32, arms: &[ArmRecord], began: Instant) -> Option<Ended> {
+    if rounds < plan.warmup.saturating_add(plan.runs) {
+        return None;
+    }
+    let Some(until) = plan.until else { return Some(Ended::Rounds) };
+    // The more rounds there are the less one of them changes, and the longer it takes to see.
+    let looks = rounds.is_multiple_of((rounds / 10).max(1));
+    if looks && is_narrow(plan, arms, until.precision) {
+        return Some(Ended::Precision);
+    }
+    (began.elapsed() >= until.budget || rounds >= MOST_ROUNDS).then_some(Ended::Budget)
+}
+
+/// Whether the intervals of what is asked for are narrow in every arm: of the measuring programs, or of the start if there are none. It looks
+/// at their width only; a verdict that appears is no reason to stop, or every comparison would find one.
+fn is_narrow(plan: &Plan, arms: &[ArmRecord], precision: f64) -> bool {
+    let Some((base, others)) = arms.split_first() else { return true };
+    let last = base.runs.last();
+    let mut figures: Vec<String> =
+        last.into_iter().flat_map(|run| run.measured_ns.keys().map(|name| format!("measured_ns.{name}"))).collect();
+    if figures.is_empty() {
+        let first_byte = last.is_some_and(|run| run.first_byte_ms.is_some());
+        figures.push(if first_byte { "first_byte_ms" } else { "total_ms" }.to_owned());
+    }
+    others.iter().all(|arm| {
+        figures.iter().all(|figure| {
+            let ratio = ratio(&record::rounds(base, arm, figure), plan.seed);
+            ratio.is_some_and(|ratio| ratio.is_within(precision))
+        })
+    })
 }
 
 fn measured(
@@ -248,6 +304,7 @@ fn run(round: u32, warmup: bool, seen: &Observation) -> Run {
             .map(|(p, ms)| (p.name().to_owned(), rounded(ms, 1e3)))
             .collect(),
         memory_bytes: present([("cgroup_peak", seen.usage.memory_peak_bytes)]),
+        measured_ns: seen.measured.iter().map(|(name, m)| (name.clone(), rounded(m.ns_each, 1e3))).collect(),
         exit_code: seen.deed.exit_code,
     }
 }

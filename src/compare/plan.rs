@@ -102,6 +102,15 @@ pub fn arms(texts: &[String]) -> Result<Vec<Arm>, ArmError> {
     Ok(arms)
 }
 
+/// Goes on until the intervals are narrow or the time is over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Until {
+    /// How far an interval of the start's ratio may reach to either side, as a share of it.
+    pub precision: f64,
+    /// Longest time of all timed rounds.
+    pub budget: Duration,
+}
+
 /// One comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -117,8 +126,12 @@ pub struct Plan {
     pub memory: MemorySize,
     /// Processors of every arm.
     pub cpus: Cpus,
-    /// Measured rounds.
+    /// What the command is a list of, when it is the embedded image's `measure`: then the times that it prints are figures.
+    pub workloads: Vec<String>,
+    /// Measured rounds; at least so many if `until` asks for more.
     pub runs: u32,
+    /// When enough rounds are measured, if not after `runs`.
+    pub until: Option<Until>,
     /// Rounds before them that are kept but not counted.
     pub warmup: u32,
     /// Rounds that measure memory.

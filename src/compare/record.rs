@@ -1,7 +1,7 @@
-//! The result as data: what `--json` writes. The layout is frozen: `tests/golden/compare.v1.json` fails when it moves, and a change that
+//! The result as data: what `--json` writes. The layout is frozen: `tests/golden/compare.v2.json` fails when it moves, and a change that
 //! takes away or renames needs a new [`SCHEMA`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,9 @@ use super::verdict::{Kind, Verdict};
 use crate::spec::{Digest, Phase};
 
 /// Name and version of the layout.
-pub const SCHEMA: &str = "duplex.compare.v1";
+pub const SCHEMA: &str = "duplex.compare.v2";
+/// The layout before it, without what [`ArmRecord::summarize`] works out anew and what was not measured then.
+pub(super) const SCHEMA_1: &str = "duplex.compare.v1";
 
 /// A whole comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,12 @@ pub struct Record {
     pub image: ImageRecord,
     /// The command and its arguments; empty is the image's own.
     pub command: Vec<String>,
+    /// The measuring programs that the command was, if it was `measure`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<String>,
+    /// What each of them counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub units: BTreeMap<String, String>,
     /// Limits of every arm.
     pub limits: LimitsRecord,
     /// How many rounds.
@@ -76,7 +84,7 @@ pub struct LimitsRecord {
 }
 
 /// How many rounds of each kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rounds {
     /// Timed and counted.
     pub timed: u32,
@@ -84,6 +92,28 @@ pub struct Rounds {
     pub warmup: u32,
     /// For memory.
     pub memory: u32,
+    /// Why there were no more.
+    #[serde(default)]
+    pub ended: Ended,
+    /// How narrow the intervals of the start were to become, as a share of their ratio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<f64>,
+    /// How long that was allowed to take, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_s: Option<u64>,
+}
+
+/// Why the timed rounds ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// As many as were asked for.
+    #[default]
+    Rounds,
+    /// The intervals were narrow enough.
+    Precision,
+    /// The time was over before they were.
+    Budget,
 }
 
 /// One arm.
@@ -120,6 +150,9 @@ pub struct Run {
     pub phases_ms: BTreeMap<String, f64>,
     /// `cgroup_peak`: highest charge of the sandbox's cgroup (guest memory or the container's processes, page cache and tmpfs included).
     pub memory_bytes: BTreeMap<String, u64>,
+    /// What the measuring programs said, in nanoseconds for one of what they count.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured_ns: BTreeMap<String, f64>,
     /// Exit code of `duplex run`.
     pub exit_code: u8,
 }
@@ -151,6 +184,9 @@ pub struct Summary {
     pub first_byte_ms: Option<Spread>,
     /// Of every phase.
     pub phases_ms: BTreeMap<String, Spread>,
+    /// Of every measuring program.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured_ns: BTreeMap<String, Spread>,
     /// Of every kind of memory.
     pub memory_bytes: BTreeMap<String, Spread>,
     /// Sum of `disk_bytes`.
@@ -164,7 +200,7 @@ pub struct Comparison {
     pub arm: String,
     /// The baseline.
     pub baseline: String,
-    /// `total_ms`, `first_byte_ms`, `phases_ms.<phase>` or `memory_bytes.<kind>`.
+    /// `total_ms`, `first_byte_ms`, `phases_ms.<phase>`, `measured_ns.<program>` or `memory_bytes.<kind>`.
     pub figure: String,
     /// Rounds in which both arms have it.
     pub rounds: usize,
@@ -180,6 +216,7 @@ impl Run {
     pub fn figure(&self, figure: &str) -> Option<f64> {
         match figure.split_once('.') {
             Some(("phases_ms", phase)) => self.phases_ms.get(phase).copied(),
+            Some(("measured_ns", program)) => self.measured_ns.get(program).copied(),
             _ if figure == "total_ms" => Some(self.total_ms),
             _ if figure == "first_byte_ms" => self.first_byte_ms,
             _ => None,
@@ -208,10 +245,19 @@ impl ArmRecord {
             total_ms: spread("total_ms"),
             first_byte_ms: spread("first_byte_ms"),
             phases_ms: phases.filter_map(|p| Some((p.to_owned(), spread(&format!("phases_ms.{p}"))?))).collect(),
+            measured_ns: programs(&counted)
+                .into_iter()
+                .filter_map(|p| Some((p.clone(), spread(&format!("measured_ns.{p}"))?)))
+                .collect(),
             memory_bytes: MEMORY.into_iter().filter_map(|kind| Some((kind.to_owned(), memory(kind)?))).collect(),
             disk_bytes: self.disk_bytes.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
         };
     }
+}
+
+/// The measuring programs of these runs.
+fn programs(runs: &[&Run]) -> BTreeSet<String> {
+    runs.iter().flat_map(|run| run.measured_ns.keys().cloned()).collect()
 }
 
 #[allow(clippy::cast_precision_loss, reason = "2^53 bytes are 8 PiB")]
@@ -224,16 +270,9 @@ pub(super) fn comparisons(arms: &[ArmRecord], seed: u64) -> Vec<Comparison> {
     let Some((base, others)) = arms.split_first() else { return Vec::new() };
     let mut found = Vec::new();
     for arm in others {
-        for figure in time_figures() {
-            let rounds: Vec<(f64, f64)> = base
-                .runs
-                .iter()
-                .filter(|r| !r.warmup)
-                .filter_map(|b| {
-                    let other = arm.runs.iter().find(|r| r.round == b.round)?;
-                    Some((b.figure(&figure)?, other.figure(&figure)?))
-                })
-                .collect();
+        let programs = base.summary.measured_ns.keys().map(|program| format!("measured_ns.{program}"));
+        for figure in time_figures().into_iter().chain(programs) {
+            let rounds = rounds(base, arm, &figure);
             found.extend(comparison((base, arm), figure, Kind::Time, &rounds, seed));
         }
         for kind in MEMORY {
@@ -249,6 +288,17 @@ pub(super) fn comparisons(arms: &[ArmRecord], seed: u64) -> Vec<Comparison> {
         }
     }
     found
+}
+
+/// The figure in every counted round that both arms have, (baseline, arm).
+pub(super) fn rounds(base: &ArmRecord, arm: &ArmRecord, figure: &str) -> Vec<(f64, f64)> {
+    let counted = base.runs.iter().filter(|r| !r.warmup);
+    counted
+        .filter_map(|b| {
+            let other = arm.runs.iter().find(|r| r.round == b.round)?;
+            Some((b.figure(figure)?, other.figure(figure)?))
+        })
+        .collect()
 }
 
 fn comparison(

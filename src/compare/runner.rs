@@ -1,11 +1,13 @@
 //! How a comparison runs an arm, whoever does it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::agree::Deed;
 use super::control::Evidence;
+use super::measures::Measured;
 use super::meters::MemorySample;
 use super::plan::Arm;
 use crate::spec::{Digest, Moments, Outcome, Usage};
@@ -36,6 +38,8 @@ pub struct Observation {
     pub outcome: Option<Outcome>,
     /// What its cgroup counted.
     pub usage: Usage,
+    /// What the command measured itself, if it is there to measure.
+    pub measured: BTreeMap<String, Measured>,
     /// The highest memory sample, where sampling was asked for and possible.
     pub peak: Option<MemorySample>,
 }
@@ -92,6 +96,14 @@ pub enum RunnerError {
         exit_code: u8,
         /// What it said.
         stderr: String,
+    },
+    /// The measuring programs said something else.
+    #[error("The programs that measure did not say how long they took (exit code {exit_code}); they said \"{said}\"")]
+    NoMeasure {
+        /// The exit code.
+        exit_code: u8,
+        /// The beginning of it.
+        said: String,
     },
     /// The idle sandbox did not answer.
     #[error("The idle sandbox did not echo what it was sent within {seconds} s; it said \"{said}\"")]

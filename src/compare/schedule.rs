@@ -5,13 +5,14 @@ use super::random::Random;
 /// Rounds in which every arm has one turn, in an order of its own per round: whatever drifts over the whole comparison touches all
 /// arms alike, and none always runs behind the same other.
 pub(super) fn rounds(arms: usize, rounds: u32, random: &mut Random) -> Vec<Vec<usize>> {
-    (0..rounds)
-        .map(|_| {
-            let mut order: Vec<usize> = (0..arms).collect();
-            random.shuffle(&mut order);
-            order
-        })
-        .collect()
+    (0..rounds).map(|_| round(arms, random)).collect()
+}
+
+/// The next one of them.
+pub(super) fn round(arms: usize, random: &mut Random) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..arms).collect();
+    random.shuffle(&mut order);
+    order
 }
 
 /// The same from a seed, for what is measured side by side outside a comparison.

@@ -1,5 +1,6 @@
 //! Runs arms as a user does: `duplex run` children, watched through their pipes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::control::{Evidence, INSIDE};
+use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
 use super::runner::{Observation, Runner, RunnerError, Trace};
@@ -201,9 +203,19 @@ impl Runner for Spawner {
         let (exec, child) = self.spawn(command.stdin(Stdio::null()))?;
         let (watched, peak) = self.finish(child, sample)?;
         let trace = self.trace(&watched)?;
+        let moments = watched.moments(exec, &trace.moments);
+        let mut deed = watched.deed;
+        let mut measured = BTreeMap::new();
+        if !self.plan.workloads.is_empty() {
+            measured = measures::take(&mut deed.stdout).ok_or_else(|| RunnerError::NoMeasure {
+                exit_code: deed.exit_code,
+                said: format!("{}{}", deed.stderr.excerpt(1000), deed.stdout.excerpt(1000)),
+            })?;
+        }
         Ok(Observation {
-            moments: watched.moments(exec, &trace.moments),
-            deed: watched.deed,
+            moments,
+            deed,
+            measured,
             image: trace.image,
             outcome: trace.outcome,
             usage: trace.usage,

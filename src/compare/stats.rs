@@ -21,8 +21,17 @@ pub struct Spread {
     pub min: f64,
     /// Largest.
     pub max: f64,
+    /// 90th percentile.
+    #[serde(default)]
+    pub p90: f64,
     /// 95th percentile.
     pub p95: f64,
+    /// 99th percentile.
+    #[serde(default)]
+    pub p99: f64,
+    /// How many lie far from the others; they count like all.
+    #[serde(default)]
+    pub outliers: usize,
 }
 
 impl Spread {
@@ -32,7 +41,7 @@ impl Spread {
         let median = quantile(&sorted, 0.5)?;
         let distances: Vec<f64> = sorted.iter().map(|s| (s - median).abs()).collect();
         let at = |q| Some(rounded(quantile(&sorted, q)?, 1e3));
-        Some(Self {
+        let mut spread = Self {
             n: sorted.len(),
             median: at(0.5)?,
             mad: rounded(quantile(&self::sorted(&distances), 0.5)?, 1e3),
@@ -40,8 +49,13 @@ impl Spread {
             q3: at(0.75)?,
             min: at(0.0)?,
             max: at(1.0)?,
+            p90: at(0.9)?,
             p95: at(0.95)?,
-        })
+            p99: at(0.99)?,
+            outliers: 0,
+        };
+        spread.outliers = sorted.iter().filter(|sample| is_outlier(**sample, &spread)).count();
+        Some(spread)
     }
 }
 
@@ -124,9 +138,28 @@ pub(super) fn change(then: &[(f64, f64)], now: &[(f64, f64)], seed: u64) -> Opti
 }
 
 fn ratio_of_medians(rounds: &[(f64, f64)]) -> Option<f64> {
-    let median = |of: fn(&(f64, f64)) -> f64| quantile(&sorted(&rounds.iter().map(of).collect::<Vec<_>>()), 0.5);
+    let median = |of: fn(&(f64, f64)) -> f64| median(rounds.iter().map(of).filter(|s| s.is_finite()).collect());
     let base = median(|r| r.0)?;
     (base > 0.0).then_some(median(|r| r.1)? / base)
+}
+
+/// The median without sorting: a bootstrap takes thousands.
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    let middle = samples.len() / 2;
+    let even = samples.len().is_multiple_of(2);
+    if samples.is_empty() {
+        return None;
+    }
+    let (below, upper, _) = samples.select_nth_unstable_by(middle, f64::total_cmp);
+    let lower = below.iter().copied().max_by(f64::total_cmp).filter(|_| even);
+    Some(lower.map_or(*upper, |lower| lower + (*upper - lower) * 0.5))
+}
+
+impl Ratio {
+    /// Whether the interval reaches at most this share of the ratio to either side.
+    pub fn is_within(&self, precision: f64) -> bool {
+        (self.high - self.low) / 2.0 <= precision * self.ratio
+    }
 }
 
 fn resample(rounds: &[(f64, f64)], random: &mut Random, drawn: &mut Vec<(f64, f64)>) {
@@ -153,6 +186,8 @@ mod tests {
         assert_eq!((spread.n, spread.median, spread.min, spread.max), (5, 3.0, 1.0, 10.0));
         assert_eq!((spread.q1, spread.q3, spread.mad), (2.0, 4.0, 1.0));
         assert!((spread.p95 - 8.8).abs() < 1e-9);
+        assert!((spread.p90 - 7.6).abs() < 1e-9 && (spread.p99 - 9.76).abs() < 1e-9);
+        assert_eq!(spread.outliers, 1, "10 lies further than 1.5 x 2 above 4");
         assert_eq!(Spread::of(&[]), None);
         assert_eq!(Spread::of(&[7.0]).unwrap().p95, 7.0);
     }

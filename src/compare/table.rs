@@ -9,7 +9,9 @@ use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
-use super::words::{LAB, bytes, command, known, memory_label, milliseconds, phase_label, sentence, times};
+use super::words::{
+    LAB, bytes, command, known, memory_label, milliseconds, nanoseconds, phase_label, sentence, times, why_so_many,
+};
 use crate::spec::Phase;
 
 /// Widest line.
@@ -85,6 +87,9 @@ fn head(record: &Record) -> String {
         ),
         "         ",
     );
+    if let Some(why) = why_so_many(rounds) {
+        say(&format!("         {why}"), "         ");
+    }
     if !record.unequal.is_empty() {
         say("Not equal:", "");
         record.unequal.iter().for_each(|line| say(&format!("  - {line}"), "    "));
@@ -128,6 +133,11 @@ fn figures(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
             let figure = format!("phases_ms.{}", phase.name());
             row(&format!("  {}", phase_label(phase)), [of(base), of(arm)], milliseconds, &figure);
         }
+    }
+    for program in x.measured_ns.keys() {
+        let of = |arm: &ArmRecord| arm.summary.measured_ns.get(program).copied();
+        let unit = record.units.get(program).map_or("", |unit| unit.strip_suffix('s').unwrap_or(unit));
+        row(&format!("{program}, a {unit}"), [of(base), of(arm)], nanoseconds, &format!("measured_ns.{program}"));
     }
     for kind in MEMORY {
         let of = |arm: &ArmRecord| arm.summary.memory_bytes.get(kind).copied();

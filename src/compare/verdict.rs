@@ -113,6 +113,33 @@ mod tests {
         assert!(faster >= 99, "{faster} of 100");
     }
 
+    /// Times as real ones are: a little noise, and one in fifteen is late by up to as much again.
+    fn real(random: &mut Random) -> f64 {
+        let late = if random.below(15) == 0 { (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 } else { 0.0 };
+        noise(random, 0.03) + late
+    }
+
+    /// Rounds until the interval is narrow, as `--precision` takes them, of such times; one arm is slower by this factor.
+    fn until_narrow(seed: u64, factor: f64) -> Verdict {
+        let mut random = Random::new(seed);
+        let mut rounds: Vec<(f64, f64)> = Vec::new();
+        for most in [10, 15, 22, 33, 50] {
+            rounds.resize_with(most, || (real(&mut random), factor * real(&mut random)));
+            if stats::ratio(&rounds, seed).unwrap().is_within(0.05) {
+                break;
+            }
+        }
+        Verdict::on(Kind::Time, rounds.len(), &stats::ratio(&rounds, seed).unwrap())
+    }
+
+    #[test]
+    fn rounds_that_go_on_until_the_interval_is_narrow_do_not_find_what_is_not_there_and_find_what_is() {
+        let same = (0..100).filter(|seed| until_narrow(*seed, 1.0) == Verdict::NoDifferenceSeen).count();
+        assert!(same >= 95, "{same} of 100 see no difference between an arm and itself");
+        let slower = (0..100).filter(|seed| until_narrow(*seed, 1.1) == Verdict::Slower).count();
+        assert!(slower >= 99, "{slower} of 100 see a tenth");
+    }
+
     #[test]
     fn noise_that_could_hide_a_difference_is_no_verdict() {
         let cannot = count(Verdict::CannotTell, 1.0, 0.4);

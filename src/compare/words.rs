@@ -1,6 +1,6 @@
 //! Quantities and findings in words, the same in every form of the result.
 
-use super::record::{ArmRecord, Record};
+use super::record::{ArmRecord, Ended, Record, Rounds};
 use crate::spec::Phase;
 
 /// What a result that was made in the lab says first.
@@ -52,6 +52,7 @@ pub(super) fn figure_label(figure: &str) -> &str {
             .map(|(phase, _)| *phase)
             .find(|p| p.name() == name)
             .map_or(name, |phase| phase_label(phase)),
+        Some(("measured_ns", program)) => program,
         Some(("memory_bytes", kind)) => memory_label(kind),
         _ if figure == "first_byte_ms" => "to first byte",
         _ if figure == "total_ms" => "to the end",
@@ -77,6 +78,29 @@ pub(super) fn milliseconds(ms: f64) -> String {
         v if v >= 1.0 => format!("{v:.1} ms"),
         v => format!("{v:.2} ms"),
     }
+}
+
+/// A length of time in nanoseconds.
+pub(super) fn nanoseconds(ns: f64) -> String {
+    match ns {
+        v if v >= 1e6 => milliseconds(v / 1e6),
+        v if v >= 100_000.0 => format!("{:.0} µs", v / 1e3),
+        v if v >= 1000.0 => format!("{:.1} µs", v / 1e3),
+        v if v >= 100.0 => format!("{v:.0} ns"),
+        v => format!("{v:.1} ns"),
+    }
+}
+
+/// Why there were so many rounds, where they were not counted beforehand.
+pub(super) fn why_so_many(rounds: &Rounds) -> Option<String> {
+    let precision = rounds.precision? * 100.0;
+    Some(match rounds.ended {
+        Ended::Precision => format!("until the intervals reached at most {precision} % to either side"),
+        _ => format!(
+            "the {} s allowed were over before the intervals reached at most {precision} % to either side",
+            rounds.budget_s.unwrap_or(0)
+        ),
+    })
 }
 
 /// A size.

@@ -27,7 +27,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn page() -> String {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/compare.v1.json");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/compare.v2.json");
     let record: Record = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     report(&record, None).unwrap()
 }

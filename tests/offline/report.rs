@@ -11,7 +11,7 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 fn record() -> Record {
-    serde_json::from_slice(&std::fs::read(golden("compare.v1.json")).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(golden("compare.v2.json")).unwrap()).unwrap()
 }
 
 /// A tag of the page: its name, whether it closes, and what else it says.

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod files;
+mod measure;
 mod memory;
 mod network;
 mod plain;
@@ -21,7 +22,7 @@ type Answer = Result<ExitCode, Box<dyn std::error::Error>>;
 /// One program: name, arguments, one line of help, body.
 struct Program(&'static str, &'static str, &'static str, fn(&[String]) -> Answer);
 
-const PROGRAMS: [Program; 20] = [
+const PROGRAMS: [Program; 21] = [
     Program("hello", "", "print one line", plain::hello),
     Program("true", "", "succeed", plain::succeed),
     Program("false", "", "fail", plain::fail),
@@ -40,6 +41,7 @@ const PROGRAMS: [Program; 20] = [
     Program("eat", "MIB", "take memory until there is this much, or none", memory::eat),
     Program("touch-pages", "MIB", "map memory and write to each of its pages", memory::touch_pages),
     Program("tcp-echo", "COUNT [BYTES]", "so many round trips of so many bytes over loopback", network::tcp_echo),
+    Program("measure", "NAME...|suite", "do fixed work and say how long it took", measure::measure),
     Program("serve", "PORT", "send back what comes to this port, by TCP and by UDP", network::serve_port),
     Program("send", "ADDRESS PORT MIB", "send so much by TCP", network::send),
 ];

@@ -16,7 +16,10 @@ pub(crate) struct CompareArgs {
     /// One side: [NAME=]microvm|container[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,
-    /// Measured rounds; each runs every arm once
+    /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite
+    #[arg(long = "workload", value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["image", "command"])]
+    pub workloads: Vec<String>,
+    /// Measured rounds, each runs every arm once; with --precision the least number
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
     /// Rounds before them that are kept but not counted: a microVM's first leaves a template, its second a list of what a start touches
@@ -25,6 +28,12 @@ pub(crate) struct CompareArgs {
     /// Rounds that measure memory, apart from the timed ones
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub memory_runs: u32,
+    /// Go on until the intervals reach at most so far to either side: of the workloads' ratios, or of the start's if there are none
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub precision: Option<f64>,
+    /// Longest time of the timed rounds, in seconds, whatever the intervals are
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "precision", value_parser = clap::value_parser!(u64).range(1..))]
+    pub budget: u64,
     /// Memory of every arm
     #[arg(short, long, default_value = "512m", value_name = "SIZE")]
     pub memory: MemorySize,

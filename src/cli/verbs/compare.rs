@@ -15,7 +15,7 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    Against, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, against, arms,
+    Against, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, Until, against, arms,
     compare as run_plan, fits, host_facts, read, report, summary, table,
 };
 use crate::image::{Image, Reference};
@@ -42,7 +42,9 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         arms,
         reference: args.image.clone(),
         image: image.manifest.clone(),
-        command: if args.command.is_empty() { image.config.cmd.clone() } else { args.command.clone() },
+        command: command(args, &image),
+        workloads: args.workloads.clone(),
+        until: args.precision.map(|precision| Until { precision, budget: Duration::from_secs(args.budget) }),
         memory: args.memory,
         cpus: args.cpus,
         runs: args.runs,
@@ -64,6 +66,14 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         Some(against) => Err(Failure::new(Code::Regressed, RegressedError(summary(&against)))),
         None => Ok(Code::Done as u8),
     }
+}
+
+/// What every arm runs.
+fn command(args: &CompareArgs, image: &Image) -> Vec<String> {
+    if !args.workloads.is_empty() {
+        return std::iter::once("measure".to_owned()).chain(args.workloads.iter().cloned()).collect();
+    }
+    if args.command.is_empty() { image.config.cmd.clone() } else { args.command.clone() }
 }
 
 /// Writes the files and prints the result.
@@ -136,9 +146,10 @@ fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Fai
         CompareError::Arm { source: RunnerError::Interrupted, .. } => {
             Failure::new(Code::Interrupted, RunnerError::Interrupted)
         }
-        CompareError::Arm { source: RunnerError::Failed { .. } | RunnerError::NoEcho { .. }, .. } => {
-            Failure::new(Code::Failed, error).mended_by("'duplex doctor' says what this host can do")
-        }
+        CompareError::Arm {
+            source: RunnerError::Failed { .. } | RunnerError::NoEcho { .. } | RunnerError::NoMeasure { .. },
+            ..
+        } => Failure::new(Code::Failed, error).mended_by("'duplex doctor' says what this host can do"),
         CompareError::Arm { .. } => Failure::new(Code::Failed, error),
         refusal => Failure::new(Code::Refused, refusal),
     })

@@ -87,10 +87,12 @@ fn noise_in_which_a_regression_could_hide_is_no_verdict() {
 fn what_is_no_baseline_of_this_is_refused_by_name() {
     let golden = include_bytes!("../../../tests/golden/compare.v1.json");
     let record = read(golden).unwrap();
-    assert_eq!(record.schema, SCHEMA);
+    assert_eq!(record.schema, SCHEMA_1, "what the layout before this one says is read");
+    let spread = record.arms[0].summary.total_ms.unwrap();
+    assert!(spread.p99 >= spread.p90 && spread.p90 >= spread.median, "{spread:?}");
     let text = String::from_utf8_lossy(golden).into_owned();
     let refused = |text: &str| read(text.as_bytes()).unwrap_err().to_string();
-    assert!(refused(&text.replace(SCHEMA, "duplex.compare.v9")).contains("'duplex.compare.v9'"));
+    assert!(refused(&text.replace(SCHEMA_1, "duplex.compare.v9")).contains("'duplex.compare.v9'"));
     assert!(refused(&text.replace("\"arms\"", "\"legs\"")).contains("does not have the layout"));
     assert!(refused("{}").contains("not a result") && refused("hello").contains("not a result"));
 

@@ -7,6 +7,7 @@ use crate::compare::agree::Captured;
 use crate::compare::control::Evidence;
 use crate::compare::control::tests::BOOT_ID;
 use crate::compare::meters::MemorySample;
+use crate::compare::plan::Until;
 use crate::compare::verdict::Verdict;
 use crate::compare::{plan, table};
 use crate::spec::{Cpus, Exit, MIB, MemorySize, Moments, Outcome, Usage};
@@ -19,7 +20,9 @@ pub(crate) fn plan() -> Plan {
         command: vec!["hello".to_owned()],
         memory: MemorySize(512 * MIB),
         cpus: Cpus(1000),
+        workloads: Vec::new(),
         runs: 10,
+        until: None,
         warmup: 1,
         memory_runs: 5,
         seed: 42,
@@ -109,6 +112,7 @@ impl Runner for Fake {
             image: Digest::from_sha256([self.image; 32]),
             outcome: Some(Outcome { exit: Exit::Code(code), oom: false, reason: None }),
             usage: Usage { memory_peak_bytes: Some(6 << 20), ..Usage::default() },
+            measured: BTreeMap::new(),
             peak: sample.then_some(peak),
         })
     }
@@ -175,6 +179,24 @@ fn a_comparison_has_all_samples_and_counts_all_but_the_warm_up() {
 }
 
 #[test]
+fn rounds_go_on_until_the_interval_is_narrow_or_the_time_is_over() {
+    let until = |precision, seconds| Plan {
+        runs: 5,
+        until: Some(Until { precision, budget: Duration::from_secs(seconds) }),
+        ..plan()
+    };
+    let wide = compared(&until(0.5, 3600), Fake::default()).unwrap().rounds;
+    assert_eq!((wide.timed, wide.ended), (5, Ended::Precision), "the least number is enough");
+    let narrow = compared(&until(0.002, 3600), Fake::default()).unwrap();
+    assert!(narrow.rounds.timed > 5 && narrow.rounds.ended == Ended::Precision, "{:?}", narrow.rounds);
+    let start = narrow.comparisons.iter().find(|c| c.figure == "first_byte_ms").unwrap();
+    assert!(start.ratio.is_within(0.002) && start.rounds == narrow.rounds.timed as usize, "{start:?}");
+    assert_eq!(narrow.order.len(), narrow.arms[0].runs.len());
+    let over = compared(&until(1e-9, 0), Fake::default()).unwrap().rounds;
+    assert_eq!((over.timed, over.ended), (5, Ended::Budget));
+}
+
+#[test]
 fn the_seed_fixes_the_order() {
     let order = |seed| compared(&Plan { seed, ..plan() }, Fake::default()).unwrap().order;
     assert_eq!(order(1), order(1));
@@ -223,7 +245,7 @@ fn the_layout_of_the_json_is_frozen() {
     let plan = Plan { runs: 2, memory_runs: 1, ..plan() };
     let record = compared(&plan, Fake::default()).unwrap();
     let json = serde_json::to_string_pretty(&record).unwrap() + "\n";
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/compare.v1.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/compare.v2.json");
     if std::env::var_os("DUPLEX_BLESS").is_some() {
         std::fs::write(path, &json).unwrap();
     }

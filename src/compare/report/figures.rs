@@ -113,16 +113,47 @@ fn arms_key(record: &Record) -> Markup {
     key(record.arms.iter().enumerate().map(|(at, arm)| (Ink::of_arm(at), arm.arm.name.clone())))
 }
 
-/// All ratios with their intervals.
+/// What the measuring programs said: their ratios, then the times.
+pub(super) fn programs(record: &Record) -> Result<Markup, ReportError> {
+    let Some((base, others)) = record.arms.split_first() else { return Ok(html! {}) };
+    if base.summary.measured_ns.is_empty() {
+        return Ok(html! {});
+    }
+    let rows = intervals(record, |figure| figure.starts_with("measured_ns."));
+    let words = "Each program does the same work in every arm and times it by the sandbox's own clock; more is slower.";
+    Ok(html! {
+        section #programs-measured {
+            h2 { "The programs that measure, beside " (base.arm.name) }
+            (arms_key(record))
+            (figure("the measuring programs", plot::intervals(&rows), words)?)
+            (tables::measured(record, base, others))
+        }
+    })
+}
+
+/// All other ratios with their intervals.
 pub(super) fn ratios(record: &Record) -> Result<Markup, ReportError> {
+    let rows = intervals(record, |figure| !figure.starts_with("measured_ns."));
+    let words = "A dot is the ratio of the medians, the line its 99 % interval. An interval that holds 1 shows no difference, or is too wide to tell.";
+    Ok(html! {
+        section #ratios {
+            h2 { "Beside " (record.arms.first().map_or("", |a| a.arm.name.as_str())) ", figure by figure" }
+            (arms_key(record))
+            (figure("the ratios with their intervals", plot::intervals(&rows), words)?)
+        }
+    })
+}
+
+/// The comparisons of these figures.
+fn intervals(record: &Record, wanted: fn(&str) -> bool) -> Vec<Interval> {
     let place = |name: &str| record.arms.iter().position(|a| a.arm.name == name).unwrap_or(0);
     let mut figures: Vec<&str> = Vec::new();
-    for compared in &record.comparisons {
+    for compared in record.comparisons.iter().filter(|c| wanted(&c.figure)) {
         if !figures.contains(&compared.figure.as_str()) {
             figures.push(&compared.figure);
         }
     }
-    let rows: Vec<Interval> = figures
+    figures
         .iter()
         .flat_map(|figure| record.comparisons.iter().filter(move |c| c.figure == **figure))
         .map(|c| Interval {
@@ -133,15 +164,7 @@ pub(super) fn ratios(record: &Record) -> Result<Markup, ReportError> {
             high: c.ratio.high,
             note: c.verdict.words().to_owned(),
         })
-        .collect();
-    let words = "A dot is the ratio of the medians, the line its 99 % interval. An interval that holds 1 shows no difference, or is too wide to tell.";
-    Ok(html! {
-        section #ratios {
-            h2 { "Beside " (record.arms.first().map_or("", |a| a.arm.name.as_str())) ", figure by figure" }
-            (arms_key(record))
-            (figure("the ratios with their intervals", plot::intervals(&rows), words)?)
-        }
-    })
+        .collect()
 }
 
 /// Memory of the host, by kind.

@@ -7,7 +7,7 @@ use super::{ReportError, figures, ink, tables};
 use crate::compare::baseline::{Against, summary};
 use crate::compare::break_even::break_even;
 use crate::compare::record::{ArmRecord, Record};
-use crate::compare::words::{LAB, bytes, command, known, sentence};
+use crate::compare::words::{LAB, bytes, command, known, sentence, why_so_many};
 
 const STYLE: &str = include_str!("style.css");
 /// Nothing is fetched and nothing runs, whatever slipped into the page.
@@ -33,6 +33,7 @@ pub(super) fn page(record: &Record, against: Option<&Against>) -> Result<String,
                 header { (head(record, &title)) }
                 main {
                     (answer(record, against))
+                    (figures::programs(record)?)
                     (figures::starts(record)?)
                     (figures::samples(record)?)
                     (figures::ratios(record)?)
@@ -86,7 +87,7 @@ fn method(record: &Record) -> Markup {
             p {
                 "Image " code { (record.image.reference) } " with manifest " code { (record.image.digest.to_string()) } ", the same for every arm; command "
                 code { (command(record, 2000)) } ". In each round every arm ran once, in a random order of its own (seed " (record.seed) "): "
-                (rounds.warmup) " rounds to warm up, which are kept and not counted, " (rounds.timed) " timed ones, and " (rounds.memory)
+                (rounds.warmup) " rounds to warm up, which are kept and not counted, " (rounds.timed) " timed ones" @if let Some(why) = why_so_many(rounds) { " (" (why) ")" } ", and " (rounds.memory)
                 " apart from them for memory. All arms had to give the same output and the same exit code."
             }
             p {

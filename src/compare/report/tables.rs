@@ -5,9 +5,8 @@ use maud::{Markup, html};
 
 use crate::compare::baseline::{Against, Fate, label};
 use crate::compare::record::{ArmRecord, Record};
-use crate::compare::stats::{Spread, is_outlier};
 use crate::compare::verdict::Verdict;
-use crate::compare::words::{bytes, figure_label, memory_label, milliseconds, phase_label, times};
+use crate::compare::words::{bytes, figure_label, memory_label, milliseconds, nanoseconds, phase_label, times};
 use crate::spec::Phase;
 
 /// A count for arithmetic.
@@ -106,11 +105,6 @@ pub(super) fn phases(record: &Record, phases: &[(usize, Phase)]) -> Markup {
     }
 }
 
-fn outliers(arm: &ArmRecord, figure: &str, spread: &Spread) -> usize {
-    let counted = arm.runs.iter().filter(|r| !r.warmup).filter_map(|r| r.figure(figure));
-    counted.filter(|sample| is_outlier(*sample, spread)).count()
-}
-
 /// Where the samples lie, in numbers.
 pub(super) fn quantiles(record: &Record) -> Markup {
     let rows = record.arms.iter().flat_map(|arm| {
@@ -120,17 +114,42 @@ pub(super) fn quantiles(record: &Record) -> Markup {
     });
     html! {
         div .wide { table #quantiles {
-            thead { tr { @for head in ["", "runs", "least", "quarter", "median", "three quarters", "95 %", "most", "far off"] { th { (head) } } } }
+            thead { tr { @for head in ["", "runs", "least", "quarter", "median", "three quarters", "90 %", "99 %", "most", "far off"] { th { (head) } } } }
             tbody {
                 @for (arm, figure, s) in rows {
                     tr {
                         td { (arm.arm.name) ", " (figure_label(figure)) }
                         td { (s.n) }
-                        @for value in [s.min, s.q1, s.median, s.q3, s.p95, s.max] { td { (milliseconds(value)) } }
-                        td { (outliers(arm, figure, &s)) }
+                        @for value in [s.min, s.q1, s.median, s.q3, s.p90, s.p99, s.max] { td { (milliseconds(value)) } }
+                        td { (s.outliers) }
                     }
                 }
             }
+        } }
+    }
+}
+
+/// What the measuring programs said, by arm.
+pub(super) fn measured(record: &Record, base: &ArmRecord, others: &[ArmRecord]) -> Markup {
+    let find = |arm: &ArmRecord, name: &str| {
+        record.comparisons.iter().find(|c| c.arm == arm.arm.name && c.figure.strip_prefix("measured_ns.") == Some(name))
+    };
+    let value = |arm: &ArmRecord, name: &str| {
+        arm.summary.measured_ns.get(name).map_or(String::new(), |s| nanoseconds(s.median))
+    };
+    html! {
+        div .wide { table #programs {
+            thead { tr {
+                th { "program" } th .words { "counts" } th { (base.arm.name) }
+                @for arm in others { th { (arm.arm.name) } th { "ratio" } th {} }
+            } }
+            tbody { @for name in base.summary.measured_ns.keys() { tr {
+                td { (name) } td .words { (record.units.get(name).map_or("", String::as_str)) } td { (value(base, name)) }
+                @for arm in others {
+                    td { (value(arm, name)) }
+                    @if let Some(c) = find(arm, name) { td { (times(c.ratio.ratio)) } td .words { (pill(c.verdict)) } } @else { td {} td {} }
+                }
+            } } }
         } }
     }
 }
@@ -203,6 +222,16 @@ pub(super) fn runs(arm: &ArmRecord) -> Markup {
                 td { (run.exit_code) }
             } } }
         } }
+        @if !arm.summary.measured_ns.is_empty() {
+            div .wide { table {
+                caption { "Nanoseconds for one of what each program counts" }
+                thead { tr { th { "round" } @for name in arm.summary.measured_ns.keys() { th { (name) } } } }
+                tbody { @for run in &arm.runs { tr {
+                    td { (run.round + 1) @if run.warmup { " (warm-up)" } }
+                    @for name in arm.summary.measured_ns.keys() { td { (ms(run.measured_ns.get(name))) } }
+                } } }
+            } }
+        }
         @if !arm.memory_runs.is_empty() {
             div .wide { table {
                 caption { "Bytes" }
