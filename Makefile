@@ -9,7 +9,7 @@ STATIC   := target/static/$(TRIPLE)/$(PROFILE)
 STATIC_FLAGS := --$(PROFILE) --target $(TRIPLE) --target-dir target/static
 LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1","DUPLEX_TEST_STRICT=$(DUPLEX_TEST_STRICT)"]
 
-.PHONY: build compare test test-offline test-host test-lab test-kills bench kernel deps deps-test fmt lint doc clean
+.PHONY: build compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -44,6 +44,10 @@ test-kills: deps-test build
 # Against crun, runc and QEMU in one run.
 bench: deps-test build
 	cargo --config '$(LAB_RUN)' bench --bench peers
+
+# Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that a shell holds up first.
+verdicts: deps-test build
+	cargo --config '$(LAB_RUN)' bench --bench verdicts
 
 # Rebuilds the guest kernel from Debian's source package.
 kernel:

@@ -31,6 +31,10 @@ enum Work {
 
 /// The sentence about this arm; `None` when the samples are too few for any.
 pub(super) fn break_even(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> Option<String> {
+    // A list of programs is no run whose length means something.
+    if !record.workloads.is_empty() {
+        return None;
+    }
     let pairs = pairs(base, arm, fixed);
     let fixed_ratio = ratio(&pairs, record.seed)?;
     let (a, b) = (&base.arm.name, &arm.arm.name);
@@ -50,11 +54,16 @@ pub(super) fn break_even(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> 
     let mut parts = Vec::new();
     for share in SHARES {
         let percent = (share * 100.0).round();
-        parts.push(match length(start, extra, factor, share) {
-            Some(ms) if lab => format!("below {percent} % of runs {:.0} times as long", (ms / start).ceil()),
-            Some(ms) => format!("below {percent} % of runs of {}", span(ms)),
-            None => format!("never below {percent} %"),
-        });
+        match length(start, extra, factor, share) {
+            Some(ms) if lab => {
+                parts.push(format!("below {percent} % of runs {:.0} times as long", (ms / start).ceil()))
+            }
+            Some(ms) => parts.push(format!("below {percent} % of runs of {}", span(ms))),
+            None => {
+                parts.push(format!("never below {percent} %"));
+                break;
+            }
+        }
     }
     let cost =
         if lab { format!("{:.2} times one of {a} without its work", extra / start) } else { milliseconds(extra) };

@@ -66,13 +66,13 @@ mod tests {
         Captured { head: text.as_bytes().to_vec(), len: text.len() as u64, sha256 }
     }
 
-    const GOOD: &str = "Measuring syscall tcp-latency\n#measure syscall 1000 calls 250000 00\n#measure tcp-latency 10 round-trips 99 05\n";
+    const GOOD: &str = "Measuring syscall tcp-latency\n#measure syscall 1000 call 250000 00\n#measure tcp-latency 10 round-trip 99 05\n";
 
     #[test]
     fn times_are_taken_out_and_all_else_stays_to_be_compared() {
         let (mut one, mut two) = (captured(GOOD), captured(&GOOD.replace("250000", "777")));
         let found = take(&mut one).unwrap();
-        assert_eq!(found["syscall"], Measured { ns_each: 250.0, unit: "calls".to_owned() });
+        assert_eq!(found["syscall"], Measured { ns_each: 250.0, unit: "call".to_owned() });
         assert_eq!(found.len(), 2);
         assert!(take(&mut two).is_some());
         assert_eq!(one, two, "other times are no difference");
@@ -87,7 +87,7 @@ mod tests {
             ("Measuring ", "Hello "),
             (" 99 05", " x 05"),
             (" 99 05", " 0 05"),
-            (" 1000 calls", " 0 calls"),
+            (" 1000 call", " 0 call"),
             ("syscall tcp-latency", "syscall tcp-latency more"),
             ("syscall tcp-latency", "syscall"),
         ] {

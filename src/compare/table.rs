@@ -136,8 +136,8 @@ fn figures(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
     }
     for program in x.measured_ns.keys() {
         let of = |arm: &ArmRecord| arm.summary.measured_ns.get(program).copied();
-        let unit = record.units.get(program).map_or("", |unit| unit.strip_suffix('s').unwrap_or(unit));
-        row(&format!("{program}, a {unit}"), [of(base), of(arm)], nanoseconds, &format!("measured_ns.{program}"));
+        let unit = record.units.get(program).map_or("", String::as_str);
+        row(&format!("{program}, per {unit}"), [of(base), of(arm)], nanoseconds, &format!("measured_ns.{program}"));
     }
     for kind in MEMORY {
         let of = |arm: &ArmRecord| arm.summary.memory_bytes.get(kind).copied();

@@ -1,6 +1,7 @@
 //! Quantities and findings in words, the same in every form of the result.
 
 use super::record::{ArmRecord, Ended, Record, Rounds};
+use super::verdict::Verdict;
 use crate::spec::Phase;
 
 /// What a result that was made in the lab says first.
@@ -114,6 +115,34 @@ pub(super) fn bytes(value: f64) -> String {
     }
 }
 
+/// How the measuring programs came out in this arm, if there were any.
+fn programs(record: &Record, arm: &ArmRecord) -> Option<String> {
+    let name = |figure: &str| figure.strip_prefix("measured_ns.").map(str::to_owned);
+    let all: Vec<_> = record
+        .comparisons
+        .iter()
+        .filter(|c| c.arm == arm.arm.name)
+        .filter_map(|c| Some((name(&c.figure)?, c.verdict, c.ratio.ratio)))
+        .collect();
+    let of = |verdict: Verdict| {
+        let mut found: Vec<_> = all.iter().filter(|(_, v, _)| *v == verdict).collect();
+        found.sort_by(|a, b| b.2.total_cmp(&a.2));
+        let names: Vec<String> = found.iter().map(|(name, _, ratio)| format!("{name} {}", times(*ratio))).collect();
+        if names.is_empty() { "in none".to_owned() } else { format!("in {} ({})", names.len(), names.join(", ")) }
+    };
+    let count = |verdict: Verdict| all.iter().filter(|(_, v, _)| *v == verdict).count();
+    (!all.is_empty()).then(|| {
+        format!(
+            "of {} programs it is slower {}, faster {}, no difference is seen in {}, and {} cannot tell",
+            all.len(),
+            of(Verdict::Slower),
+            of(Verdict::Faster),
+            count(Verdict::NoDifferenceSeen),
+            count(Verdict::CannotTell),
+        )
+    })
+}
+
 /// One arm beside the baseline, in a sentence.
 pub(super) fn sentence(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> String {
     let find = |figure: &str| record.comparisons.iter().find(|c| c.arm == arm.arm.name && c.figure == figure);
@@ -131,6 +160,7 @@ pub(super) fn sentence(record: &Record, base: &ArmRecord, arm: &ArmRecord) -> St
     if let (Some(x), Some(y)) = (memory(base), memory(arm)) {
         parts.push(format!("idle, {b} holds {} of the host's memory and {a} {}", bytes(y), bytes(x)));
     }
+    parts.extend(programs(record, arm));
     if parts.is_empty() {
         return String::new();
     }

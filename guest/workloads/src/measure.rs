@@ -34,21 +34,21 @@ type Outcome = io::Result<Measured>;
 struct Measure(&'static str, &'static str, fn() -> Outcome);
 
 const MEASURES: [Measure; 16] = [
-    Measure("syscall", "calls", syscall),
-    Measure("context-switch", "round-trips", context_switch),
-    Measure("page-fault", "pages", page_fault),
-    Measure("fork-exec", "processes", fork_exec),
+    Measure("syscall", "call", syscall),
+    Measure("context-switch", "round-trip", context_switch),
+    Measure("page-fault", "page", page_fault),
+    Measure("fork-exec", "process", fork_exec),
     Measure("memory-copy", "MiB", memory_copy),
-    Measure("cpu-integer", "steps", cpu_integer),
-    Measure("cpu-float", "steps", cpu_float),
+    Measure("cpu-integer", "step", cpu_integer),
+    Measure("cpu-float", "step", cpu_float),
     Measure("cpu-sha256", "KiB", cpu_sha256),
-    Measure("file-metadata", "files", file_metadata),
+    Measure("file-metadata", "file", file_metadata),
     Measure("file-write", "MiB", file_write),
     Measure("file-read", "MiB", file_read),
-    Measure("random-write", "synced-blocks", random_write),
-    Measure("random-read", "blocks", random_read),
-    Measure("tcp-connect", "connections", tcp_connect),
-    Measure("tcp-latency", "round-trips", tcp_latency),
+    Measure("random-write", "synced-block", random_write),
+    Measure("random-read", "block", random_read),
+    Measure("tcp-connect", "connection", tcp_connect),
+    Measure("tcp-latency", "round-trip", tcp_latency),
     Measure("tcp-throughput", "MiB", tcp_throughput),
 ];
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::compare::agree::Captured;
 use crate::compare::control::Evidence;
 use crate::compare::control::tests::BOOT_ID;
+use crate::compare::measures::Measured;
 use crate::compare::meters::MemorySample;
 use crate::compare::plan::Until;
 use crate::compare::verdict::Verdict;
@@ -65,6 +66,7 @@ struct Fake {
     image: u8,
     boot_id: String,
     time_ms: fn(Isolation) -> u64,
+    measured: fn(Isolation, u64) -> BTreeMap<String, Measured>,
 }
 
 impl Default for Fake {
@@ -76,6 +78,7 @@ impl Default for Fake {
             image: 1,
             boot_id: BOOT_ID.replace('0', "f"),
             time_ms: |isolation| if isolation == Isolation::MicroVm { 20 } else { 10 },
+            measured: |_, _| BTreeMap::new(),
         }
     }
 }
@@ -112,7 +115,7 @@ impl Runner for Fake {
             image: Digest::from_sha256([self.image; 32]),
             outcome: Some(Outcome { exit: Exit::Code(code), oom: false, reason: None }),
             usage: Usage { memory_peak_bytes: Some(6 << 20), ..Usage::default() },
-            measured: BTreeMap::new(),
+            measured: (self.measured)(arm.isolation, self.runs),
             peak: sample.then_some(peak),
         })
     }
@@ -194,6 +197,29 @@ fn rounds_go_on_until_the_interval_is_narrow_or_the_time_is_over() {
     assert_eq!(narrow.order.len(), narrow.arms[0].runs.len());
     let over = compared(&until(1e-9, 0), Fake::default()).unwrap().rounds;
     assert_eq!((over.timed, over.ended), (5, Ended::Budget));
+}
+
+#[test]
+fn what_is_measured_inside_is_a_figure_like_the_others() {
+    let measured = |isolation, run: u64| {
+        let ns = |each: f64| Measured { ns_each: each + (run % 3) as f64, unit: "call".to_owned() };
+        let slow = if isolation == Isolation::MicroVm { 1500.0 } else { 1000.0 };
+        BTreeMap::from([("fork-exec".to_owned(), ns(slow)), ("syscall".to_owned(), ns(1000.0))])
+    };
+    let plan = Plan { workloads: vec!["suite".to_owned()], ..plan() };
+    let record = compared(&plan, Fake { measured, ..Fake::default() }).unwrap();
+    let verdict = |figure: &str| record.comparisons.iter().find(|c| c.figure == figure).map(|c| c.verdict);
+    assert_eq!(verdict("measured_ns.fork-exec"), Some(Verdict::Slower));
+    assert_eq!(verdict("measured_ns.syscall"), Some(Verdict::NoDifferenceSeen));
+    assert_eq!(record.units["syscall"], "call");
+    let shown = table::table(&record, None);
+    assert!(shown.contains("fork-exec, per call") && !shown.contains("Break-even"), "{shown}");
+    let words = shown.replace('\n', " ");
+    assert!(words.contains("of 2 programs it is slower in 1 (fork-exec 1.50), faster in none"), "{shown}");
+    let page = crate::compare::report(&record, None).unwrap();
+    assert!(page.contains("id=\"programs-measured\"") && page.contains("1.50"), "the page has them too");
+    let text = serde_json::to_vec(&record).unwrap();
+    assert_eq!(crate::compare::read(&text).unwrap(), record, "what was written is read");
 }
 
 #[test]

@@ -140,7 +140,7 @@ pub(super) fn measured(record: &Record, base: &ArmRecord, others: &[ArmRecord]) 
     html! {
         div .wide { table #programs {
             thead { tr {
-                th { "program" } th .words { "counts" } th { (base.arm.name) }
+                th { "program" } th .words { "per" } th { (base.arm.name) }
                 @for arm in others { th { (arm.arm.name) } th { "ratio" } th {} }
             } }
             tbody { @for name in base.summary.measured_ns.keys() { tr {
