@@ -10,6 +10,7 @@ pub mod inside;
 pub mod microvm;
 mod names;
 mod network;
+pub mod posture;
 mod relay;
 pub mod roster;
 mod session;

@@ -11,6 +11,7 @@ use crate::cli::output::{print, print_json};
 use crate::cli::template::{Form, Template};
 use crate::cli::time::rfc3339;
 use crate::cli::{Context, place, ports};
+use crate::sandbox::posture::{self, Posture};
 use crate::sandbox::roster::Seen;
 use crate::spec::{
     DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetRate, NetworkChoice,
@@ -64,6 +65,7 @@ fn described(seen: &Seen) -> Result<Value, Failure> {
         "Mounts": spec.mounts.iter().map(|mount| described_mount(mount, definition.store.as_deref())).collect::<Vec<_>>(),
         "HostConfig": host_config(seen),
         "NetworkSettings": network_settings(seen),
+        "Confinement": posture::postures(&spec.id).iter().map(confinement).collect::<Vec<_>>(),
         "Config": {
             "Hostname": spec.hostname,
             "User": spec.process.user,
@@ -145,6 +147,24 @@ fn state(seen: &Seen) -> Value {
         "Error": outcome.and_then(|o| o.reason.clone()).unwrap_or_default(),
         "StartedAt": time(standing.started_at_ns),
         "FinishedAt": time(standing.finished_at_ns),
+    })
+}
+
+/// One process of the sandbox on this host, as the kernel describes it now.
+fn confinement(posture: &Posture) -> Value {
+    let capabilities =
+        posture.capabilities.iter().map(|(name, set)| ((*name).to_owned(), json!(format!("{set:016x}"))));
+    json!({
+        "Pid": posture.pid,
+        "Name": posture.name,
+        "User": posture.user,
+        "Group": posture.group,
+        "Capabilities": capabilities.collect::<Map<_, _>>(),
+        "NoNewPrivs": posture.no_new_privs,
+        "Seccomp": posture.seccomp,
+        "OwnNamespaces": posture.own_namespaces,
+        "EmptyRoot": posture.empty_root,
+        "Descriptors": posture.descriptors,
     })
 }
 

@@ -1,0 +1,133 @@
+//! How confined the processes of a live sandbox are, as this host's kernel says it (proc(5)): the monitor and its helpers, or what runs in a container.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::cgroup::Cgroup;
+use crate::spec::SandboxId;
+
+/// Most processes that are looked at.
+const MOST: usize = 64;
+
+/// Namespaces by their names in `/proc/PID/ns`.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+/// Sets of capabilities by their names in `/proc/PID/status`.
+const CAPABILITIES: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+/// One process. What the kernel does not tell to the asker is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Posture {
+    /// Its number on this host.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// Its effective user and group on this host.
+    pub user: Option<u32>,
+    /// As above.
+    pub group: Option<u32>,
+    /// Its sets of capabilities, by the kernel's names.
+    pub capabilities: BTreeMap<&'static str, u64>,
+    /// It cannot gain rights by executing a program.
+    pub no_new_privs: Option<bool>,
+    /// Seccomp's mode of each of its threads, by the thread's number: 2 is a filter.
+    pub seccomp: BTreeMap<u32, u8>,
+    /// Namespaces that are not this process's.
+    pub own_namespaces: Option<Vec<&'static str>>,
+    /// Its root has nothing in it.
+    pub empty_root: Option<bool>,
+    /// Its descriptors and what they are.
+    pub descriptors: Option<BTreeMap<u32, PathBuf>>,
+}
+
+/// The processes of a sandbox now. None if it does not run.
+pub fn postures(id: &SandboxId) -> Vec<Posture> {
+    let processes = Cgroup::of(id).processes().unwrap_or_default();
+    processes.into_iter().take(MOST).filter_map(Posture::of).collect()
+}
+
+impl Posture {
+    /// `None` if the process is gone.
+    fn of(pid: u32) -> Option<Self> {
+        let place = PathBuf::from(format!("/proc/{pid}"));
+        let status = Status::read(&place)?;
+        let threads = numbers(&place.join("task")).unwrap_or_default();
+        let seccomp = threads.into_iter().filter_map(|thread| {
+            let status = Status::read(&place.join(format!("task/{thread}")))?;
+            Some((thread, status.number("Seccomp")?.try_into().ok()?))
+        });
+        let descriptors = numbers(&place.join("fd")).map(|all| {
+            let named = |fd: u32| Some((fd, fs::read_link(place.join(format!("fd/{fd}"))).ok()?));
+            all.into_iter().filter_map(named).collect()
+        });
+        Some(Self {
+            pid,
+            name: status.word("Name", 0)?.to_owned(),
+            user: status.word("Uid", 1).and_then(|word| word.parse().ok()),
+            group: status.word("Gid", 1).and_then(|word| word.parse().ok()),
+            capabilities: CAPABILITIES.into_iter().filter_map(|name| Some((name, status.set(name)?))).collect(),
+            no_new_privs: status.number("NoNewPrivs").map(|n| n == 1),
+            seccomp: seccomp.collect(),
+            own_namespaces: own_namespaces(&place),
+            empty_root: fs::read_dir(place.join("root")).ok().map(|mut entries| entries.next().is_none()),
+            descriptors,
+        })
+    }
+}
+
+/// Entries of a folder that are numbers; `None` if it cannot be read.
+fn numbers(folder: &Path) -> Option<Vec<u32>> {
+    let entries = fs::read_dir(folder).ok()?;
+    Some(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// `None` if the kernel does not tell.
+fn own_namespaces(place: &Path) -> Option<Vec<&'static str>> {
+    let mut own = Vec::new();
+    for name in NAMESPACES {
+        let theirs = fs::read_link(place.join("ns").join(name)).ok()?;
+        if fs::read_link(format!("/proc/self/ns/{name}")).is_ok_and(|ours| ours != theirs) {
+            own.push(name);
+        }
+    }
+    Some(own)
+}
+
+/// `/proc/PID/status`: `Name:\tvalue...` lines.
+struct Status(String);
+
+impl Status {
+    fn read(place: &Path) -> Option<Self> {
+        fs::read_to_string(place.join("status")).ok().map(Self)
+    }
+
+    /// A word of the line with this name, from 0.
+    fn word(&self, name: &str, at: usize) -> Option<&str> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().nth(at)
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.word(name, 0)?.parse().ok()
+    }
+
+    fn set(&self, name: &str) -> Option<u64> {
+        u64::from_str_radix(self.word(name, 0)?, 16).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_back() {
+        let own = Posture::of(std::process::id()).unwrap();
+        assert_eq!(own.user, Some(rustix::process::geteuid().as_raw()));
+        assert_eq!(own.own_namespaces, Some(Vec::new()), "they are the asker's");
+        assert_eq!(own.empty_root, Some(false));
+        assert!(own.descriptors.unwrap().len() >= 3 && own.capabilities.len() == 5 && !own.seccomp.is_empty());
+        assert_eq!(Posture::of(u32::MAX), None);
+    }
+}
