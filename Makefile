@@ -9,7 +9,9 @@ STATIC   := target/static/$(TRIPLE)/$(PROFILE)
 STATIC_FLAGS := --$(PROFILE) --target $(TRIPLE) --target-dir target/static
 LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env","DUPLEX_TEST_HOST=1","DUPLEX_TEST_STRICT=$(DUPLEX_TEST_STRICT)"]
 
-.PHONY: build compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
+DRILL := target/drill/$(TRIPLE)/$(PROFILE)/duplex-vmm
+
+.PHONY: build drill compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -23,13 +25,18 @@ build: deps
 	test $(OUT)/guest/vmlinux -nt kernels/vmlinux-x86_64.xz || \
 		{ xz -dc kernels/vmlinux-x86_64.xz > $(OUT)/guest/vmlinux.part && mv $(OUT)/guest/vmlinux.part $(OUT)/guest/vmlinux; }
 
+# A monitor that attacks its own jail, for the test of it.
+drill: deps
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --$(PROFILE) --target $(TRIPLE) --target-dir target/drill --no-default-features --features drill --bin duplex-vmm
+	install -m 755 $(DRILL) target/drill/duplex-vmm
+
 # The embedded image in both isolations, side by side: first its start, then its programs that measure. Tables here, pages with plots in target/.
 compare: build
 	$(DUPLEX) compare --json target/compare.json --report target/compare.html
 	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
 
 # All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
-test: deps-test build
+test: deps-test build drill
 	cargo test --workspace --lib --bins --test tests
 	cargo test --test host
 	cargo --config '$(LAB_RUN)' test --test host
@@ -66,6 +73,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --no-default-features --bin duplex-vmm -- -D warnings
+	cargo clippy --no-default-features --features drill --bin duplex-vmm -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items

@@ -4,7 +4,7 @@
 //! cli -> build compose compare shim -> oci -> keeper
 //!          \------+------+------/----> sandbox (dyn) -> microvm -> vmm
 //!                                         |        \-> container -> libcontainer
-//!                                         \-> image, net, jail            all -> spec, sys
+//!                                         \-> image, net, jail -> vmm     all -> spec, sys
 //! ```
 //!
 //! | module | one line |
@@ -12,6 +12,7 @@
 //! | [`spec`] | plain data that all share: what a sandbox, a machine, a limit is; no I/O |
 //! | [`sys`] | raw system calls that std and rustix lack |
 //! | [`vmm`] | engine 1: one microVM in one process |
+//! | [`jail`] | what confines a monitor: walls around its process, a filter of system calls in each of its threads |
 //! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
 //! | [`image`] | references, registry, store, layers, EROFS, archives |
 //! | [`net`] | user-mode networks on the host's side: passt and pasta, ports, name servers |
@@ -25,6 +26,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 
+pub mod jail;
 pub mod spec;
 pub mod sys;
 pub mod vmm;

@@ -80,6 +80,8 @@ mod stats;
 mod templates;
 #[path = "host/volumes.rs"]
 mod volumes;
+#[path = "host/walls.rs"]
+mod walls;
 
 /// The modules' cases. A new module adds its line here.
 const ALL: &[&[runner::Case]] = &[
@@ -109,6 +111,7 @@ const ALL: &[&[runner::Case]] = &[
     stats::CASES,
     templates::CASES,
     volumes::CASES,
+    walls::CASES,
 ];
 
 fn main() -> std::process::ExitCode {

@@ -1,9 +1,17 @@
 //! `duplex-vmm N`: the monitor process of one microVM, whose spec is on descriptor N.
 
-use duplex::vmm::role::EnterRole;
+use duplex::jail;
+use duplex::sys::runtime;
 
-fn main() -> std::process::ExitCode {
+fn main() {
     let argument = std::env::args().nth(1);
-    // The jail is not here yet: threads enter their roles with all the rights that the caller left them.
-    duplex::vmm::main(argument.as_deref(), &EnterRole::unconfined()).into()
+    let exit = match jail::settle() {
+        Ok(enter) => duplex::vmm::main(argument.as_deref(), &enter),
+        Err(e) => {
+            let words = format!("the kernel does not confine it: {e}");
+            let _ = rustix::io::write(rustix::stdio::stderr(), words.as_bytes());
+            duplex::vmm::MonitorExit::Unconfined
+        }
+    };
+    runtime::end(exit as u8);
 }

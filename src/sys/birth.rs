@@ -7,6 +7,8 @@ use std::path::Path;
 
 use duplex_wire::Ending;
 
+use super::walls::{self, Walls};
+
 /// Number of the first descriptor that a child gets beyond the standard streams.
 pub const FIRST_FD: RawFd = 3;
 
@@ -30,11 +32,15 @@ pub struct Child<'a> {
     /// Mounts that are attached nowhere, and the places where the program finds them, in this order. With any it has a mount namespace of its
     /// own, and nobody else sees them.
     pub mounts: &'a [(BorrowedFd<'a>, &'a Path)],
+    /// What it leaves behind. With walls its program must be static: it finds no file.
+    pub walls: Option<&'a Walls>,
 }
 
 /// All that the child touches between its birth and its exec, made before: it may not allocate.
-struct Plan {
+struct Plan<'a> {
     program: CString,
+    /// The program's file, where its path will mean nothing.
+    file: Option<OwnedFd>,
     args: Vec<*const libc::c_char>,
     environment: [*const libc::c_char; 1],
     /// Copies of the descriptors, all above the numbers that they get.
@@ -42,6 +48,7 @@ struct Plan {
     null: OwnedFd,
     report: OwnedFd,
     mounts: Vec<(OwnedFd, CString)>,
+    walls: Option<&'a Walls>,
 }
 
 /// Makes the child and waits until it executes its program. Returns a pidfd.
@@ -66,8 +73,11 @@ pub fn spawn(child: &Child<'_>) -> io::Result<OwnedFd> {
     let place = |path: &Path| c_string(path.as_os_str().as_encoded_bytes());
     let mounts = child.mounts.iter().map(|(mount, path)| Ok((copy(*mount)?, place(path)?)));
     let mounts = mounts.collect::<io::Result<Vec<_>>>()?;
-    let plan = Plan { program, args, environment: [std::ptr::null()], sources, null, report, mounts };
-    let Some(process) = give_birth(child.cgroup)? else { become_program(&plan) };
+    let file = child.walls.map(|_| open_program(&program, above)).transpose()?;
+    let (walls, environment) = (child.walls, [std::ptr::null()]);
+    let plan = Plan { program, file, args, environment, sources, null, report, mounts, walls };
+    let (namespaces, exit) = (walls.map_or(0, Walls::clone_flags), u64::from(libc::SIGCHLD.cast_unsigned()));
+    let Some(process) = clone_into(child.cgroup, namespaces, exit)? else { become_program(&plan) };
     drop(plan);
     let mut errno = Vec::new();
     std::fs::File::from(hear).read_to_end(&mut errno)?;
@@ -81,6 +91,13 @@ pub fn spawn(child: &Child<'_>) -> io::Result<OwnedFd> {
         }
         Err(_) => Ok(process),
     }
+}
+
+/// A program's file, under a number from `above` on.
+fn open_program(path: &CStr, above: RawFd) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(&file, above)?)
 }
 
 fn c_string(bytes: &[u8]) -> io::Result<CString> {
@@ -156,15 +173,15 @@ fn clone_into(cgroup: Option<BorrowedFd<'_>>, flags: u64, exit_signal: u64) -> i
 }
 
 /// The child's way to its program. Other threads of the parent may have held any lock at its birth: only system calls from here on.
-fn become_program(plan: &Plan) -> ! {
-    let failed = prepare(plan).err().unwrap_or_else(|| execute(&plan.program, &plan.args, &plan.environment));
+fn become_program(plan: &Plan<'_>) -> ! {
+    let failed = prepare(plan).err().unwrap_or_else(|| execute(plan));
     let errno = failed.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
     let _ = rustix::io::write(&plan.report, &errno);
     // SAFETY: _exit(2) runs no handler and never returns.
     unsafe { libc::_exit(127) }
 }
 
-fn prepare(plan: &Plan) -> io::Result<()> {
+fn prepare(plan: &Plan<'_>) -> io::Result<()> {
     rustix::process::setsid()?;
     if !plan.mounts.is_empty() {
         attach(&plan.mounts)?;
@@ -178,7 +195,10 @@ fn prepare(plan: &Plan) -> io::Result<()> {
     let last = u32::try_from(plan.sources.len()).unwrap_or(u32::MAX).saturating_add(2);
     // SAFETY: close_range(2) takes no pointer; with CLOSE_RANGE_CLOEXEC it closes nothing before exec.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, last, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if closed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if closed < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    plan.walls.map_or(Ok(()), Walls::put_up)
 }
 
 /// Attaches mounts in a mount namespace of this process's own, from which nothing reaches the caller's.
@@ -203,15 +223,18 @@ fn put(source: &OwnedFd, number: RawFd) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn execute(program: &CStr, args: &[*const libc::c_char], environment: &[*const libc::c_char]) -> io::Error {
+fn execute(plan: &Plan<'_>) -> io::Error {
     // SAFETY: SIG_DFL is a valid action. The Rust runtime ignores SIGPIPE; handlers are reset by exec.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: all zeroes is a valid, empty signal set.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `none` lives through the call; the old mask is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    if let Some(file) = &plan.file {
+        return walls::execute(std::os::fd::AsFd::as_fd(file), &plan.args, &plan.environment);
+    }
     // SAFETY: both lists end with a null pointer, and the strings they point to live in the plan.
-    unsafe { libc::execve(program.as_ptr(), args.as_ptr(), environment.as_ptr()) };
+    unsafe { libc::execve(plan.program.as_ptr(), plan.args.as_ptr(), plan.environment.as_ptr()) };
     io::Error::last_os_error()
 }
 
@@ -227,8 +250,15 @@ mod tests {
     fn run(script: &str, fds: &[BorrowedFd<'_>]) -> (i32, String) {
         let (out, err) = rustix::pipe::pipe().unwrap();
         let args = ["-c".to_owned(), script.to_owned()];
-        let child =
-            Child { program: Path::new("/bin/sh"), args: &args, fds, stderr: err.as_fd(), cgroup: None, mounts: &[] };
+        let child = Child {
+            program: Path::new("/bin/sh"),
+            args: &args,
+            fds,
+            stderr: err.as_fd(),
+            cgroup: None,
+            mounts: &[],
+            walls: None,
+        };
         let process = spawn(&child).unwrap();
         drop(err);
         let mut text = String::new();
@@ -262,6 +292,7 @@ mod tests {
             stderr: null.as_fd(),
             cgroup: None,
             mounts: &[],
+            walls: None,
         };
         assert_eq!(spawn(&child).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -16,7 +16,11 @@ pub mod loopback;
 pub mod loops;
 pub mod mounts;
 pub mod netns;
+#[cfg(feature = "drill")]
+pub mod raw;
 pub mod rlimit;
+pub mod runtime;
 pub mod signals;
 pub mod spawn;
 pub mod tap;
+pub mod walls;

@@ -16,7 +16,7 @@ pub const OFFLOAD_TSO_ECN: u32 = 0x08;
 /// TUNSETIFF: `_IOW('T', 202, int)`; its argument is an ifreq.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 /// TUNSETOFFLOAD: `_IOW('T', 208, unsigned int)`; its argument is the number itself.
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+pub const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 /// TUNSETVNETHDRSZ: `_IOW('T', 216, int)`.
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// TUNSETVNETLE: `_IOW('T', 220, int)`.

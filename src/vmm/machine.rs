@@ -22,7 +22,7 @@ use super::bus::Bus;
 use super::control::{Control, Incoming};
 use super::events::{Interest, Poller, Readiness, Token, Wake};
 use super::kvm::{Kicker, ready_for_kicks};
-use super::role::{EnterRole, Role};
+use super::role::{EnterRole, Parts, Role};
 use super::snapshot::Saver;
 use super::vcpu::{self, Ending, Gate, Surroundings};
 use super::virtio::mmio::MmioDevice;
@@ -87,14 +87,18 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     if saver.is_some() {
         gate.save_when_ready();
     }
-    let around = Surroundings { bus: bus.clone(), ending: ending.clone(), gate: gate.clone() };
+    let parts = Parts::of(spec);
+    let around =
+        Surroundings { bus: bus.clone(), ending: ending.clone(), gate: gate.clone(), enter: enter.clone(), parts };
     let _ = control.tell(&MachineEvent::Running { at_ns: monotonic_ns() });
+    // No guest runs before this thread, too, has given its rights away.
+    gate.close();
     let mut threads = Vec::new();
     for (index, vcpu) in (0_u8..).zip(vcpus) {
-        match vcpu::start(index, vcpu, around.clone(), enter.clone()) {
+        match vcpu::start(index, vcpu, around.clone()) {
             Ok(thread) => threads.push(thread),
             Err(e) => {
-                stop(&ending, &gate, threads);
+                stop(&ending, &gate, threads, enter);
                 return Err(RunError::Thread(index, e));
             }
         }
@@ -102,8 +106,12 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     let processors = Processors { gate: &gate, threads, told: Cell::new(true), saver: Cell::new(saver) };
     let (poller, wake, bus) = (&*poller, &*wake, &*bus);
     let mut server = Server { control, poller, wake, bus, waiting: &waiting, ending: &ending, processors };
-    let served = enter.enter(Role::EventLoop).map_err(RunError::Confine).and_then(|()| server.serve());
-    stop(&ending, &gate, std::mem::take(&mut server.processors.threads));
+    let entered = enter.enter(Role::EventLoop, parts).map_err(RunError::Confine);
+    let served = entered.and_then(|()| {
+        gate.open();
+        server.serve()
+    });
+    stop(&ending, &gate, std::mem::take(&mut server.processors.threads), enter);
     served?;
     let exit = ending.exit().unwrap_or(MachineExit::Killed);
     if !matches!(exit, MachineExit::Killed) {
@@ -114,13 +122,17 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     Ok(exit)
 }
 
-fn stop(ending: &Ending, gate: &Gate, threads: Vec<Kicker<()>>) {
+fn stop(ending: &Ending, gate: &Gate, threads: Vec<Kicker<()>>, enter: &EnterRole) {
     // Keeps an earlier word.
     ending.end(MachineExit::Killed);
     gate.open();
-    for thread in threads {
-        // A thread that panicked has ended as well.
-        let _ = thread.end();
+    threads.iter().for_each(Kicker::kick);
+    gate.until_done(threads.len());
+    if !enter.stays {
+        for thread in threads {
+            // A thread that panicked has ended as well.
+            let _ = thread.end();
+        }
     }
 }
 

@@ -48,6 +48,8 @@ pub enum MonitorExit {
     Failed = 1,
     /// There is no spec to make it from, or no socket to report on.
     NoSpec = 2,
+    /// It could not confine itself.
+    Unconfined = 3,
     /// The agent reported a failure on the exit port.
     AgentFailed = 10,
     /// The guest reset itself.

@@ -143,7 +143,11 @@ impl Life {
             // What was said before the end counts.
             self.hear_agent(moments);
             self.hear_monitor(moments);
-            self.evidence.machine.get_or_insert(end);
+            if end == MachineEnd::Stopped {
+                self.evidence.machine = Some(end);
+            } else {
+                self.evidence.machine.get_or_insert(end);
+            }
             // A machine that was killed says nothing; its command ended no later than now.
             note(moments, Moment::Exited, monotonic_ns());
             self.gone = true;

@@ -13,12 +13,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::MicroVmError;
 use super::templates::{self, Kept, Lesson, Shape, Template};
 use crate::image::RootDisk;
+use crate::jail::around_monitor;
 use crate::net::{self, MAC, bridge};
 use crate::spec::{
-    BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MachineSpec, MemorySize, MountSpec, NetBackend,
+    BridgeAttachment, DiskSpec, ExtentSpec, Installation, Limits, MIB, MachineSpec, MemorySize, MountSpec, NetBackend,
     NetDeviceSpec, NetRate, SandboxSpec, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream,
 };
 use crate::sys::birth::FIRST_FD;
+use crate::sys::walls::Walls;
 use crate::volume::Attached;
 
 /// Machine size where the user gives none.
@@ -46,6 +48,7 @@ pub(super) struct Machine {
     fds: Vec<OwnedFd>,
     argument: String,
     lesson: Option<Lesson>,
+    walls: Walls,
 }
 
 /// The caller's ends of the machine's sockets.
@@ -161,8 +164,10 @@ pub(super) fn build(
         control: fds.add(theirs)?,
     };
     let argument = fds.add(in_memory(&machine)?)?.0.to_string();
+    let largest_disk = volumes.iter().map(|(_, volume)| volume.len).max().unwrap_or(0);
+    let walls = around_monitor(&spec.id, u64::from(memory_mib).saturating_mul(MIB), largest_disk);
     Ok((
-        Machine { fds: fds.0, argument, lesson: beginning.lesson },
+        Machine { fds: fds.0, argument, lesson: beginning.lesson, walls },
         Ends { control: ours, agent, stdin, stdout, stderr },
     ))
 }
@@ -218,6 +223,11 @@ fn beginning(
 }
 
 impl Machine {
+    /// What confines the monitor.
+    pub(super) fn walls(&self) -> &Walls {
+        &self.walls
+    }
+
     /// The monitor's arguments.
     pub(super) fn args(&self) -> [String; 1] {
         [self.argument.clone()]

@@ -32,6 +32,8 @@ pub(super) enum MachineEnd {
     Failed(Vec<String>),
     /// It ended without a last word: how, and what it wrote to its standard error.
     Died { how: String, stderr: String },
+    /// Its own filter of system calls ended it.
+    Stopped,
     /// The guest broke the rules and was ended.
     Outlawed(String),
     /// A share's file server was gone, and the machine was ended for it.
@@ -126,6 +128,7 @@ impl Monitor {
             stderr: stderr.as_fd(),
             cgroup: Some(cgroup),
             mounts: &[],
+            walls: Some(machine.walls()),
         })?;
         reach.with(|held| {
             held.process = Some(process);
@@ -172,6 +175,9 @@ impl Monitor {
         }
         let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
         reach.with(|held| (held.process, held.control) = (None, None));
+        if status.terminating_signal() == Some(Signal::SYS.as_raw()) {
+            return Some(MachineEnd::Stopped);
+        }
         Some(MachineEnd::Died { how: last_words::told(&status), stderr: self.last_words() })
     }
 

@@ -29,8 +29,12 @@ pub(super) struct Evidence {
     pub(super) logs: Vec<String>,
 }
 
-/// The verdict: the agent's word if it gave one, then the user's wish, then what happened to the machine.
+/// The verdict: the agent's word if it gave one, then the user's wish, then what happened to the machine. A monitor that tried what it must not
+/// is told whatever the agent says: both may have been the guest's.
 pub(super) fn judge(evidence: &Evidence) -> Outcome {
+    if evidence.machine == Some(MachineEnd::Stopped) {
+        return Outcome { exit: Exit::SandboxFailed, oom: false, reason: Some(machine_reason(evidence)) };
+    }
     match &evidence.agent {
         Some(AgentEnd::Exited { ending, oom }) => {
             let exit = match *ending {
@@ -79,6 +83,9 @@ fn machine_reason(evidence: &Evidence) -> String {
         Some(MachineEnd::Failed(causes)) => clean(&causes.join(": ")),
         Some(MachineEnd::Died { how, stderr }) if stderr.is_empty() => format!("The monitor {how}"),
         Some(MachineEnd::Died { how, stderr }) => format!("The monitor {how}: {stderr}"),
+        Some(MachineEnd::Stopped) => {
+            "The monitor was stopped by its own filter of system calls (SIGSYS): it made one that it never makes, by a fault of its own or because the guest had taken it over".to_owned()
+        }
         Some(MachineEnd::Outlawed(why)) => format!("The guest was ended: {}", clean(why)),
         Some(MachineEnd::ShareLost(why)) => format!("The machine was ended: {}", clean(why)),
         None => "The machine ended and nobody knows why".to_owned(),
@@ -130,10 +137,20 @@ mod tests {
         let died = MachineEnd::Died { how: "exited with code 101".into(), stderr: "panicked".into() };
         words.push(exit(&Evidence { machine: Some(died), ..Evidence::default() }).1.unwrap());
         words.push(exit(&Evidence::default()).1.unwrap());
+        words.push(exit(&Evidence { machine: Some(MachineEnd::Stopped), ..Evidence::default() }).1.unwrap());
         let count = words.len();
         words.sort();
         words.dedup();
         assert_eq!(words.len(), count);
+    }
+
+    /// What the agent says of a machine whose monitor was taken over is the attacker's word.
+    #[test]
+    fn a_monitor_that_tried_too_much_is_told_whatever_the_agent_says() {
+        let agent = Some(AgentEnd::Exited { ending: Ending::Code(0), oom: false });
+        let evidence = Evidence { machine: Some(MachineEnd::Stopped), agent, ..Evidence::default() };
+        let (code, reason) = exit(&evidence);
+        assert!(code == 125 && reason.unwrap().contains("own filter"));
     }
 
     #[test]

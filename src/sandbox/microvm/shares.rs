@@ -209,7 +209,15 @@ impl Shares {
                 None => &[(view.view.as_fd(), &self.home)],
             };
             let fds = [listener.as_fd()];
-            let child = Child { program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup), mounts };
+            let child = Child {
+                program,
+                args: &args,
+                fds: &fds,
+                stderr: stderr.as_fd(),
+                cgroup: Some(cgroup),
+                mounts,
+                walls: None,
+            };
             let process = spawn(&child).map_err(wrong)?;
             self.servers.push(Server { path: view.path, process, stderr });
         }

@@ -19,7 +19,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 pub use registers::{BootState, GDT_ADDR, PAGE_TABLES_ADDR, write_tables};
 pub use state::{VcpuState, VmState};
-pub use vcpu::{Bound, Exit, Kicker, Vcpu, ready_for_kicks};
+pub use vcpu::{Bound, Exit, Kicker, Vcpu, kick_signal, ready_for_kicks};
 
 use super::ioapic::Messages;
 use super::memory::GuestRam;

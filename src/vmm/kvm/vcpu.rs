@@ -179,7 +179,7 @@ impl Drop for Bound<'_> {
 }
 
 /// The signal that takes a processor's thread out of the guest: the second real-time signal of the C library's range.
-fn kick_signal() -> libc::c_int {
+pub fn kick_signal() -> libc::c_int {
     SIGRTMIN() + 1
 }
 

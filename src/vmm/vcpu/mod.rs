@@ -1,9 +1,9 @@
 //! The threads that run the processors.
 //!
 //! ```text
-//! bind -> run -> handle the exit -> run ... -> the machine ends (by this processor or another) -> thread ends
-//!          ^        |
-//!          '- gate -'   (waits here while the machine is paused, and is saved here)
+//! enter the role -> run -> handle the exit -> run ... -> the machine ends (by this processor or another) -> done
+//!                    ^        |
+//!                    '- gate -'   (waits here until all are confined and while the machine is paused, and is saved here)
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::thread;
 use super::bus::Bus;
 use super::events::Wake;
 use super::kvm::{Bound, Exit, Kicker, KvmError, Vcpu, VcpuState};
-use super::role::{EnterRole, Role};
+use super::role::{EnterRole, Parts, Role};
 use crate::spec::{MachineExit, READY_PORT};
 
 /// How the machine ends: the first word counts.
@@ -65,6 +65,8 @@ pub struct Gate {
 struct Queue {
     closed: bool,
     waiting: usize,
+    /// Threads that will not enter the guest again.
+    done: usize,
     saving: Saving,
 }
 
@@ -110,6 +112,16 @@ impl Gate {
     pub fn waiting(&self) -> Option<usize> {
         let queue = self.lock();
         queue.closed.then_some(queue.waiting)
+    }
+
+    /// Waits while it is closed, as one that does not count yet.
+    fn hold(&self) {
+        drop(self.opened.wait_while(self.lock(), |q| q.closed).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until so many threads will not enter the guest again.
+    pub fn until_done(&self, count: usize) {
+        drop(self.opened.wait_while(self.lock(), |q| q.done < count).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Closes when the guest says that it is ready, to save all processors.
@@ -173,30 +185,58 @@ pub struct Surroundings {
     pub ending: Arc<Ending>,
     /// What it passes before it enters the guest.
     pub gate: Arc<Gate>,
+    /// Confines it.
+    pub enter: EnterRole,
+    /// What the machine has.
+    pub parts: Parts,
 }
 
-/// Starts the thread of a processor.
+/// Starts the thread of a processor. It waits for the gate before the guest runs.
 ///
 /// # Errors
 /// If the host has no thread for it.
-pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings, enter: EnterRole) -> io::Result<Kicker<()>> {
-    let Surroundings { bus, ending, gate } = around;
+pub fn start(index: u8, mut vcpu: Vcpu, around: Surroundings) -> io::Result<Kicker<()>> {
     let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(128 << 10).spawn(move || {
-        if let Err(e) = enter.enter(Role::Vcpu(index)) {
-            return ending.end(MachineExit::KvmFault(format!("processor {index} could not be confined: {e}")));
-        }
-        let mut bound = vcpu.bind();
-        while !ending.has_ended() {
-            if gate.pass(index, || bound.save()) {
-                bound.was_stopped();
-                continue;
+        let done = Done(&around.gate);
+        match around.enter.enter(Role::Vcpu(index), around.parts) {
+            Ok(()) => work(index, &mut vcpu.bind(), &around),
+            Err(e) => {
+                around.ending.end(MachineExit::KvmFault(format!("processor {index} could not be confined: {e}")));
             }
-            if let Some(exit) = step(&mut bound, &bus, &gate) {
-                ending.end(exit);
+        }
+        drop(done);
+        if around.enter.stays {
+            loop {
+                thread::park();
             }
         }
     })?;
     Ok(Kicker::new(thread))
+}
+
+/// Tells, when it is dropped, that a thread will not enter the guest again.
+struct Done<'a>(&'a Gate);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.lock().done += 1;
+        self.0.opened.notify_all();
+    }
+}
+
+/// Runs the processor until the machine ends.
+fn work(index: u8, vcpu: &mut Bound<'_>, around: &Surroundings) {
+    let Surroundings { bus, ending, gate, .. } = around;
+    gate.hold();
+    while !ending.has_ended() {
+        if gate.pass(index, || vcpu.save()) {
+            vcpu.was_stopped();
+            continue;
+        }
+        if let Some(exit) = step(vcpu, bus, gate) {
+            ending.end(exit);
+        }
+    }
 }
 
 /// Runs the guest once and answers its exit. Returns how the machine ends, if this ends it.
