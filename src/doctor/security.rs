@@ -196,7 +196,10 @@ fn mend_of(said: &str) -> &'static str {
 }
 
 fn command_line(cmdline: &str) -> Check {
-    let words: Vec<&str> = cmdline.split_whitespace().filter(|word| UNDEFENDED.contains(word)).collect();
+    // To the kernel `-` and `_` are the same in a parameter's name.
+    let same = |a: &str, b: &str| a.replace('-', "_") == b.replace('-', "_");
+    let words = cmdline.split_whitespace().filter(|word| UNDEFENDED.iter().any(|known| same(known, word)));
+    let words: Vec<&str> = words.collect();
     if words.is_empty() {
         return ok("command line", "takes no defence away");
     }

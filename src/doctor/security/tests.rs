@@ -41,12 +41,13 @@ fn a_good_host_has_nothing_to_mend() {
 #[test]
 fn what_weakens_the_walls_is_named() {
     let flaw = |name: &str| format!("{FLAWS}/{name}");
-    let cases: [(&str, String, &str); 12] = [
+    let cases: [(&str, String, &str); 13] = [
         ("l1tf", flaw("l1tf"), "Mitigation: PTE Inversion; VMX: conditional cache flushes, SMT vulnerable"),
         ("tsx_async_abort", flaw("tsx_async_abort"), "Vulnerable: Clear CPU buffers attempted, no microcode"),
         ("itlb_multihit", flaw("itlb_multihit"), "KVM: Vulnerable"),
         ("microcode", flaw("old_microcode"), "Vulnerable"),
         ("command line", "proc/cmdline".into(), "quiet mitigations=off"),
+        ("command line", "proc/cmdline".into(), "quiet kvm_intel.vmentry_l1d_flush=never"),
         ("SMT", "sys/devices/system/cpu/smt/active".into(), "1"),
         ("KSM", "sys/kernel/mm/ksm/run".into(), "1"),
         ("unprivileged BPF", "proc/sys/kernel/unprivileged_bpf_disabled".into(), "0"),
