@@ -10,6 +10,9 @@ use crate::spec::SandboxId;
 /// Most processes that are looked at.
 const MOST: usize = 64;
 
+/// Most threads, and most descriptors, that are told of a process: how many a container's have is theirs to choose.
+const MOST_ENTRIES: usize = 1024;
+
 /// Namespaces by their names in `/proc/PID/ns`.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
@@ -76,10 +79,11 @@ impl Posture {
     }
 }
 
-/// Entries of a folder that are numbers; `None` if it cannot be read.
+/// Entries of a folder that are numbers, at most [`MOST_ENTRIES`]; `None` if it cannot be read.
 fn numbers(folder: &Path) -> Option<Vec<u32>> {
     let entries = fs::read_dir(folder).ok()?;
-    Some(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Some(numbers.take(MOST_ENTRIES).collect())
 }
 
 /// `None` if the kernel does not tell.
@@ -129,5 +133,16 @@ mod tests {
         assert_eq!(own.empty_root, Some(false));
         assert!(own.descriptors.unwrap().len() >= 3 && own.capabilities.len() == 5 && !own.seccomp.is_empty());
         assert_eq!(Posture::of(u32::MAX), None);
+    }
+
+    #[test]
+    fn no_more_is_told_than_a_person_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..=MOST_ENTRIES {
+            fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        fs::write(folder.path().join("name"), "").unwrap();
+        assert_eq!(numbers(folder.path()).unwrap().len(), MOST_ENTRIES);
+        assert_eq!(numbers(&folder.path().join("missing")), None);
     }
 }
