@@ -37,6 +37,7 @@ const PANICKED: u8 = 101;
 pub fn settle() -> io::Result<EnterRole> {
     runtime::one_heap();
     runtime::plain_faults();
+    runtime::full_files_are_errors();
     // As Rust's own, without its calls.
     std::panic::set_hook(Box::new(|panic| {
         let mut words = String::new();

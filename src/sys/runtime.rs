@@ -17,6 +17,13 @@ pub fn plain_faults() {
     }
 }
 
+/// A file that may not grow any more is an error of the write, and not the end of the process (setrlimit(2), `RLIMIT_FSIZE`): how much is written
+/// may be a guest's choice.
+pub fn full_files_are_errors() {
+    // SAFETY: SIG_IGN is a valid action.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Ends the process: all its threads, and nothing is run any more.
 pub fn end(code: u8) -> ! {
     // SAFETY: _exit(2) runs no handler and never returns.

@@ -84,6 +84,10 @@ fn posture() -> Verdict {
         let of = |limit: &str| limits.lines().find_map(|l| l.strip_prefix(limit)).unwrap().split_whitespace().next();
         assert_eq!((of("Max core file size"), of("Max processes")), (Some("0"), Some("64")), "{limits}");
         assert_ne!(of("Max file size"), Some("unlimited"));
+        // A guest that fills its kernel log up to this limit must not end its monitor by it.
+        let status = fs::read_to_string(format!("/proc/{}/status", monitor["Pid"])).unwrap();
+        let ignored = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).unwrap().trim();
+        assert_ne!(u64::from_str_radix(ignored, 16).unwrap() & 1 << (Signal::XFSZ.as_raw() - 1), 0, "{status}");
     }
     assert_eq!(users.len(), 3, "each has a user of its own: {users:?}");
     place.say(&["rm", "-f", "usual", "from-template", "large"]);
