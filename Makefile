@@ -11,7 +11,11 @@ LAB_RUN  := target.$(TRIPLE).runner=["$(CURDIR)/$(DUPLEX)","lab","run","--","env
 
 DRILL := target/drill/$(TRIPLE)/$(PROFILE)/duplex-vmm
 
-.PHONY: build drill compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
+# A bare-metal program: nobody else's stack lies below its own, and its code stays where it is linked.
+HOSTILE := target/hostile/$(TRIPLE)/release/duplex-hostile
+HOSTILE_FLAGS := -p duplex-hostile --features program --bin duplex-hostile --release --target $(TRIPLE) --target-dir target/hostile
+
+.PHONY: build drill hostile compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -30,13 +34,18 @@ drill: deps
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --$(PROFILE) --target $(TRIPLE) --target-dir target/drill --no-default-features --features drill --bin duplex-vmm
 	install -m 755 $(DRILL) target/drill/duplex-vmm
 
+# A guest that drives every device of the machine against the specification, for the test of the monitor.
+hostile: deps
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C no-redzone=yes" cargo build $(HOSTILE_FLAGS)
+	install -m 755 $(HOSTILE) target/hostile/duplex-hostile
+
 # The embedded image in both isolations, side by side: first its start, then its programs that measure. Tables here, pages with plots in target/.
 compare: build
 	$(DUPLEX) compare --json target/compare.json --report target/compare.html
 	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
 
 # All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
-test: deps-test build drill
+test: deps-test build drill hostile
 	cargo test --workspace --lib --bins --test tests
 	cargo test --test host
 	cargo --config '$(LAB_RUN)' test --test host
@@ -74,6 +83,7 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --no-default-features --bin duplex-vmm -- -D warnings
 	cargo clippy --no-default-features --features drill --bin duplex-vmm -- -D warnings
+	cargo clippy $(HOSTILE_FLAGS) -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items

@@ -24,6 +24,8 @@ mod tarball;
 
 #[path = "vm/devices.rs"]
 mod devices;
+#[path = "vm/hostile.rs"]
+mod hostile;
 #[path = "vm/lives.rs"]
 mod lives;
 #[path = "vm/machine.rs"]
@@ -44,10 +46,16 @@ mod binds;
 mod bridge;
 #[path = "conformance/mod.rs"]
 mod conformance;
+#[path = "host/container_walls.rs"]
+mod container_walls;
 #[path = "host/copy.rs"]
 mod copy;
+#[path = "host/forks.rs"]
+mod forks;
 #[path = "host/health.rs"]
 mod health;
+#[path = "host/hostile_agent.rs"]
+mod hostile_agent;
 #[path = "host/inside.rs"]
 mod inside;
 #[path = "host/kills.rs"]
@@ -89,9 +97,13 @@ const ALL: &[&[runner::Case]] = &[
     bad_input::CASES,
     binds::CASES,
     bridge::CASES,
+    container_walls::CASES,
     copy::CASES,
     devices::CASES,
+    forks::CASES,
     health::CASES,
+    hostile::CASES,
+    hostile_agent::CASES,
     inside::CASES,
     kills::CASES,
     lab::CASES,

@@ -9,6 +9,7 @@ mod inside;
 mod life;
 mod rates;
 mod run;
+mod snapshot;
 mod volume;
 
 use std::path::PathBuf;
@@ -26,6 +27,9 @@ pub(super) use life::{
 };
 pub(super) use rates::RateArgs;
 pub(super) use run::{LimitArgs, PullPolicy, RunArgs};
+pub(super) use snapshot::{
+    ForkArgs, SnapshotArgs, SnapshotCreateArgs, SnapshotLsArgs, SnapshotNamesArgs, SnapshotVerb,
+};
 pub(super) use volume::{
     VolumeArgs, VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
 };
@@ -102,6 +106,10 @@ pub(super) enum Verb {
     Prune(PruneArgs),
     /// Disks that outlive sandboxes
     Volume(VolumeArgs),
+    /// Saved machines, to go on from as often as wanted
+    Snapshot(SnapshotArgs),
+    /// Make new sandboxes that go on from where a microVM is now, or was when it was saved
+    Fork(ForkArgs),
     /// Run one image both ways, taking turns, and measure what the difference costs
     Compare(Box<CompareArgs>),
     /// Fetch an image from a registry

@@ -20,6 +20,7 @@ use super::{Context, engine};
 use crate::image::Reference;
 use crate::keeper::{Keeper, KeeperError, Report};
 use crate::sandbox::roster::{Entry, Roster, RosterError, Seen};
+use crate::sandbox::snapshots::sweep_forks;
 use crate::spec::{Exit, Installation, Outcome, SandboxId, SandboxSpec};
 use crate::sys::spawn::ChildSetup;
 use crate::volume::Volumes;
@@ -87,6 +88,9 @@ pub(crate) fn roster(context: &Context) -> Result<Roster, RosterError> {
         note(failed(failure).render().trim_end());
     }
     if let Err(failure) = Volumes::of(&context.installation.store).sweep() {
+        note(failed(failure).render().trim_end());
+    }
+    if let Err(failure) = sweep_forks(&context.installation.state) {
         note(failed(failure).render().trim_end());
     }
     Ok(roster)

@@ -9,6 +9,7 @@ mod mounts;
 mod network;
 mod rates;
 mod resources;
+mod security;
 mod signal;
 
 use std::collections::BTreeMap;
@@ -26,9 +27,11 @@ pub(super) use definition::{LifeError, definition};
 pub(super) use further::further;
 pub(super) use mounts::host_paths;
 pub(super) use resources::ResourceError;
+pub(super) use security::profile_file;
 pub(super) use signal::signal;
 
 use mounts::MountsError;
+use security::SecurityError;
 
 /// Docker's least memory limit.
 const LEAST_MEMORY: MemorySize = MemorySize(6 * MIB);
@@ -69,6 +72,8 @@ pub(super) struct Surroundings<'a> {
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// Contents of the `--env-file`s, in order, each with its name.
     pub env_files: &'a [(String, String)],
+    /// Content of the `--security-opt seccomp=FILE`.
+    pub profile: Option<&'a str>,
     /// Size of the caller's terminal, if it has one.
     pub terminal: Option<TerminalSize>,
 }
@@ -160,6 +165,9 @@ pub(super) enum MeaningError {
     /// About limits, file systems in memory and kernel parameters.
     #[error(transparent)]
     Resource(#[from] ResourceError),
+    /// About its walls.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     /// About its mounts.
     #[error(transparent)]
     Mounts(#[from] MountsError),
@@ -195,6 +203,8 @@ pub(super) fn sandbox(
     if !cwd.starts_with('/') {
         return Err(MeaningError::Workdir(cwd));
     }
+    let capabilities = capabilities(args)?;
+    let (security, no_new_privileges) = security::security(args, around.profile, &capabilities)?;
     let mut tmpfs = tmpfs(args)?;
     let mounts = mounts::mounts(args, &image.volumes, &around.id, &mut tmpfs)?;
     Ok(SandboxSpec {
@@ -211,8 +221,8 @@ pub(super) fn sandbox(
             user: args.user.clone().unwrap_or_else(|| image.user.clone()),
             terminal: args.process.tty.then(|| around.terminal.unwrap_or(TerminalSize { rows: 24, columns: 80 })),
             stdin: args.process.interactive,
-            capabilities: capabilities(&args.cap_add, &args.cap_drop)?,
-            no_new_privileges: false,
+            capabilities,
+            no_new_privileges,
             limits: args.ulimit.iter().map(|text| resources::process_limit(text)).collect::<Result<_, _>>()?,
         },
         hostname,
@@ -223,10 +233,12 @@ pub(super) fn sandbox(
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
         cold: args.cold,
+        from: None,
         tmpfs,
         sysctls: sysctls(args)?,
         network: network::network(args)?,
         mounts,
+        security,
     })
 }
 

@@ -122,6 +122,8 @@ fn run(words: &[OsString], began: u64) -> Result<u8, Failure> {
         Verb::Rename(args) => verbs::rm::rename(&context, args),
         Verb::Prune(args) => verbs::rm::prune(&context, args),
         Verb::Volume(args) => verbs::volume::volume(&context, args),
+        Verb::Snapshot(args) => verbs::snapshot::snapshot(&context, args),
+        Verb::Fork(args) => verbs::fork::fork(&context, args),
         Verb::Compare(args) => verbs::compare::compare(&context, args),
         Verb::Pull(args) => verbs::pull::pull(&context, args),
         Verb::Load(args) => verbs::load::load(&context, args),

@@ -53,6 +53,11 @@ impl Needs {
         Self { kvm: false, cgroups: false, code: Code::Duplex, stdin: true, terminal, files: Vec::new() }
     }
 
+    /// Of `fork`.
+    pub(crate) fn of_fork() -> Self {
+        Self { kvm: true, cgroups: true, code: Code::Failed, stdin: false, terminal: false, files: Vec::new() }
+    }
+
     /// Of `compare`.
     pub(crate) fn of_compare(args: &CompareArgs, arms: &[Arm]) -> Self {
         Self {

@@ -24,6 +24,12 @@ pub struct Evidence {
     pub memory_max: Option<u64>,
     /// `cpu.max` of the sandbox's cgroup, in thousandths of a processor.
     pub cpu_max: Option<u64>,
+    /// Seccomp's mode of a process inside: 2 is a filter of system calls (proc(5), `Seccomp`).
+    pub seccomp: Option<u8>,
+    /// Its capabilities (`CapEff`).
+    pub effective: Option<u64>,
+    /// It gains no privileges (`NoNewPrivs`).
+    pub no_new_privileges: Option<bool>,
 }
 
 impl Evidence {
@@ -42,6 +48,9 @@ impl Evidence {
             processors: u32::try_from(processors).ok().filter(|n| *n > 0),
             memory_max: None,
             cpu_max: None,
+            seccomp: value("Seccomp").and_then(|v| v.parse().ok()),
+            effective: value("CapEff").and_then(|v| u64::from_str_radix(&v, 16).ok()),
+            no_new_privileges: value("NoNewPrivs").map(|v| v == "1"),
         }
     }
 
@@ -94,14 +103,26 @@ pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Ev
             }),
             control("processors", plan.cpus.ceil().to_string(), evidence.processors, |n| *n == plan.cpus.ceil()),
         ],
-        Isolation::Container => vec![
-            control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
-            control("own process ids", "process 1".to_owned(), evidence.pid, |pid| *pid == 1),
-            control("memory limit", format!("{memory} bytes"), evidence.memory_max, |max| {
-                max.abs_diff(memory) < 64 << 10
-            }),
-            control("processor limit", format!("{cpus} thousandths"), evidence.cpu_max, |max| max.abs_diff(cpus) <= 1),
-        ],
+        Isolation::Container => {
+            let mut proofs = vec![
+                control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
+                control("own process ids", "process 1".to_owned(), evidence.pid, |pid| *pid == 1),
+                control("memory limit", format!("{memory} bytes"), evidence.memory_max, |max| {
+                    max.abs_diff(memory) < 64 << 10
+                }),
+                control("processor limit", format!("{cpus} thousandths"), evidence.cpu_max, |max| {
+                    max.abs_diff(cpus) <= 1
+                }),
+            ];
+            if arm.hardened {
+                proofs
+                    .push(control("system calls", "mode 2, a filter".to_owned(), evidence.seccomp, |mode| *mode == 2));
+                proofs.push(control("capabilities", "0".to_owned(), evidence.effective, |set| *set == 0));
+                let gains = evidence.no_new_privileges;
+                proofs.push(control("no new privileges", "true".to_owned(), gains, |none| *none));
+            }
+            proofs
+        }
     }
 }
 
@@ -117,13 +138,17 @@ pub(super) mod tests {
 
     fn text(boot_id: &str, pid: u32, kib: u64) -> String {
         format!(
-            "{boot_id}\nName:\tcat\nPid:\t{pid}\nNSpid:\t99\t{pid}\nMemTotal:  {kib} kB\nprocessor\t: 0\nmodel name\t: x\n"
+            "{boot_id}\nName:\tcat\nPid:\t{pid}\nNSpid:\t99\t{pid}\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t0\nSeccomp:\t2\nSeccomp_filters:\t1\nMemTotal:  {kib} kB\nprocessor\t: 0\nmodel name\t: x\n"
         )
     }
 
     fn failed(isolation: Isolation, evidence: &Evidence) -> Vec<String> {
-        let arm = Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false };
+        let arm = arm(isolation);
         controls(&arm, &plan(), BOOT_ID, evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
+    }
+
+    fn arm(isolation: Isolation) -> Arm {
+        Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false, hardened: false }
     }
 
     #[test]
@@ -134,6 +159,22 @@ pub(super) mod tests {
         let host = Evidence::from_inside(&text(BOOT_ID, 7, 24_000_000));
         assert_eq!(failed(Isolation::MicroVm, &host), ["own kernel", "memory"]);
         assert_eq!(failed(Isolation::MicroVm, &Evidence::default()), ["own kernel", "memory", "processors"]);
+    }
+
+    #[test]
+    fn a_hardened_container_has_no_rights() {
+        let arm = Arm { hardened: true, ..arm(Isolation::Container) };
+        let failed = |text: &str| {
+            let evidence = Evidence::from_inside(text).with_limits(Some("536870912"), Some("100000 100000"));
+            let failed = controls(&arm, &plan(), BOOT_ID, &evidence).into_iter().filter(|c| !c.passed);
+            failed.map(|c| c.name).collect::<Vec<_>>()
+        };
+        let ordinary = text(BOOT_ID, 1, 1);
+        assert_eq!(failed(&ordinary), ["capabilities", "no new privileges"]);
+        let hardened = ordinary.replace("a80425fb", "00000000").replace("NoNewPrivs:\t0", "NoNewPrivs:\t1");
+        assert_eq!(failed(&hardened), [""; 0]);
+        assert_eq!(failed(&hardened.replace("Seccomp:\t2", "Seccomp:\t0")), ["system calls"]);
+        assert_eq!(failed(&hardened.replace("CapEff", "Other")), ["capabilities"], "what is not seen is not proved");
     }
 
     #[test]

@@ -344,6 +344,12 @@ fn unequal(plan: &Plan) -> Vec<String> {
     if plan.arms.iter().any(|a| a.read_only) && plan.arms.iter().any(|a| !a.read_only) {
         found.push("Some arms refuse writes to the root file system.".to_owned());
     }
+    if plan.arms.iter().any(|a| a.hardened) {
+        found.push(
+            "A hardened container may do less: it has no capabilities, fewer system calls and fewer rights to files."
+                .to_owned(),
+        );
+    }
     found
 }
 

@@ -24,18 +24,25 @@ pub struct Arm {
     /// Each run boots the guest kernel (microVM only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// Without capabilities and new privileges, with fewer system calls and rights to files (container only).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hardened: bool,
 }
+
+/// What is short for `container,hardened`.
+const HARDENED: &str = "container-hardened";
 
 /// Why a text is not an arm, or arms are not a comparison.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ArmError {
     /// The isolation is unknown.
     #[error(
-        "Arm '{0}' names neither 'microvm' nor 'container': write [NAME=]ISOLATION[,cold][,kernel=FILE][,read-only]"
+        "Arm '{0}' names none of 'microvm', 'container' and 'container-hardened': write \
+        [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]"
     )]
     Isolation(String),
     /// A setting is unknown.
-    #[error("Arm '{arm}' has the unknown setting '{setting}': cold, kernel=FILE and read-only are known")]
+    #[error("Arm '{arm}' has the unknown setting '{setting}': cold, hardened, kernel=FILE and read-only are known")]
     Setting {
         /// The arm as typed.
         arm: String,
@@ -45,6 +52,9 @@ pub enum ArmError {
     /// A kernel for a container.
     #[error("Arm '{0}' is a container, which runs on the host's kernel: leave out kernel=FILE and cold")]
     Kernel(String),
+    /// A machine that is to be hardened as a container is.
+    #[error("Arm '{0}' is a microVM, and hardened is for containers: leave it out")]
+    Hardened(String),
     /// Not a name.
     #[error("Name '{0}' of an arm is not 1 to 20 letters, digits, '_', '.' and '-'")]
     Name(String),
@@ -63,22 +73,27 @@ impl FromStr for Arm {
         let mut parts = text.split(',');
         let head = parts.next().unwrap_or_default();
         let (name, isolation) = head.split_once('=').unwrap_or((head, head));
+        let (isolation, hardened) = if isolation == HARDENED { ("container", true) } else { (isolation, false) };
         let isolation = isolation.parse().map_err(|_| ArmError::Isolation(text.to_owned()))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if !(1..=20).contains(&name.len()) || !name.chars().all(plain) {
             return Err(ArmError::Name(name.to_owned()));
         }
-        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false, cold: false };
+        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false, cold: false, hardened };
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
                 ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
                 ("read-only", "") => arm.read_only = true,
                 ("cold", "") => arm.cold = true,
+                ("hardened", "") => arm.hardened = true,
                 _ => return Err(ArmError::Setting { arm: text.to_owned(), setting: part.to_owned() }),
             }
         }
         if arm.isolation == Isolation::Container && (arm.kernel.is_some() || arm.cold) {
             return Err(ArmError::Kernel(text.to_owned()));
+        }
+        if arm.isolation == Isolation::MicroVm && arm.hardened {
+            return Err(ArmError::Hardened(text.to_owned()));
         }
         Ok(arm)
     }
@@ -156,11 +171,16 @@ mod tests {
             kernel: None,
             read_only: false,
             cold: false,
+            hardened: false,
         };
         assert_eq!("microvm".parse(), Ok(arm("microvm", Isolation::MicroVm)));
         assert_eq!("a=container".parse(), Ok(arm("a", Isolation::Container)));
         let full = Arm { kernel: Some("/k".into()), read_only: true, cold: true, ..arm("new", Isolation::MicroVm) };
         assert_eq!("new=microvm,kernel=/k,read-only,cold".parse(), Ok(full));
+        let hardened = |name: &str| Arm { hardened: true, ..arm(name, Isolation::Container) };
+        assert_eq!("container-hardened".parse(), Ok(hardened("container-hardened")));
+        assert_eq!("a=container-hardened".parse(), Ok(hardened("a")));
+        assert_eq!("b=container,hardened".parse(), Ok(hardened("b")));
         assert_eq!(
             arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
             ["container", "microvm", "cold"]
@@ -174,6 +194,7 @@ mod tests {
         assert_eq!(parse(&["microvm"]), ArmError::TooFew(1));
         assert_eq!(parse(&["microvm", "microvm"]), ArmError::Twice("microvm".into()));
         assert_eq!(parse(&["a=container,kernel=/k", "microvm"]), ArmError::Kernel("a=container,kernel=/k".into()));
+        assert_eq!(parse(&["microvm,hardened", "container"]), ArmError::Hardened("microvm,hardened".into()));
         assert_eq!(parse(&["a b=microvm", "microvm"]), ArmError::Name("a b".into()));
         let unknown = ArmError::Setting { arm: "microvm,memory=1g".into(), setting: "memory=1g".into() };
         assert_eq!(parse(&["microvm,memory=1g", "container"]), unknown, "limits are the same for all arms");

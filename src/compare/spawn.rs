@@ -106,6 +106,9 @@ impl Spawner {
         if arm.cold {
             command.arg("--cold");
         }
+        if arm.hardened {
+            command.arg("--hardened");
+        }
         if arm.read_only {
             command.arg("--read-only");
         }

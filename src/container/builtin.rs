@@ -12,6 +12,7 @@ use rustix::process::Pid;
 use super::console::{Console, ConsoleError};
 use super::execute::{self, Execute, Refusal};
 use super::orders::Orders;
+use super::walls::Walls;
 
 /// A container that waits for its start.
 pub(super) struct Builtin {
@@ -42,11 +43,12 @@ pub(super) fn create(
     orders: &Orders,
     environment: &[String],
     stdio: [OwnedFd; 3],
+    walls: Walls,
 ) -> Result<Result<Made, Refusal>, BuiltinError> {
     let folder: &Path = &orders.folder;
     let (refusals, report) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| BuiltinError::Pipe(e.into()))?;
-    let executor = match Execute::new(&orders.spec.process.args, environment, report) {
+    let executor = match Execute::new(&orders.spec.process.args, environment, report, walls) {
         Ok(executor) => executor.below_init(orders.spec.init),
         Err(refusal) => return Ok(Err(refusal)),
     };

@@ -1,14 +1,16 @@
 //! A sandbox spec as an OCI runtime config ("config.md", "config-linux.md") with Docker's defaults.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use duplex_wire::{DEFAULT_OPEN_FILES, Identity};
 use libcontainer::oci_spec::runtime::Spec;
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::inside::tidy;
 use super::orders::{NetworkSource, Orders};
-use crate::spec::{ProcessLimit, Tmpfs};
+use super::walls::{Walls, set_of};
+use crate::spec::{Capability, ProcessLimit, Tmpfs};
 
 /// Read by nobody inside (config-linux.md, "Masked Paths").
 const MASKED: &[&str] = &[
@@ -26,6 +28,9 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 
+/// A folder for each of the host's processors. How hot each has been (`thermal_throttle`) tells what neighbours do, as `/proc/interrupts` does.
+const PROCESSORS: &str = "/sys/devices/system/cpu";
+
 /// Written by nobody inside (config-linux.md, "Readonly Paths").
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -38,18 +43,22 @@ pub(super) fn config(
     identity: &Identity,
     environment: &[String],
     root: &Path,
+    walls: &Walls,
 ) -> serde_json::Result<Spec> {
     let spec = &orders.spec;
     let mut linux = json!({
         "cgroupsPath": orders.cgroup,
         "namespaces": namespaces(orders.runtime.is_some() && orders.network == NetworkSource::New),
-        "maskedPaths": MASKED,
+        "maskedPaths": masked(Path::new(PROCESSORS)),
         "readonlyPaths": READ_ONLY,
         "sysctl": sysctls(orders),
     });
     // The built-in runtime's container has its cgroup's own filter of devices.
     if orders.runtime.is_some() {
         linux["resources"] = json!({ "devices": devices() });
+        if let Some(profile) = walls.profile() {
+            linux["seccomp"] = profile.oci();
+        }
     }
     serde_json::from_value(json!({
         "ociVersion": "1.0.2",
@@ -61,13 +70,20 @@ pub(super) fn config(
             "args": spec.process.args,
             "env": environment,
             "cwd": tidy(Path::new(&spec.process.cwd)),
-            "capabilities": capabilities(orders, identity),
+            "capabilities": capabilities(orders, identity, walls),
             "rlimits": process_limits(&spec.process.limits),
             "noNewPrivileges": spec.process.no_new_privileges,
         },
         "mounts": mounts(&spec.tmpfs),
         "linux": linux,
     }))
+}
+
+/// All that is masked on a host with these processors: a runtime masks what there is.
+fn masked(processors: &Path) -> Vec<PathBuf> {
+    let folders = std::fs::read_dir(processors).into_iter().flatten().filter_map(Result::ok);
+    let hot = folders.map(|folder| folder.path().join("thermal_throttle")).filter(|path| path.exists());
+    MASKED.iter().map(PathBuf::from).chain(hot).collect()
 }
 
 /// container-init's network namespace is its container's too. Only an outside runtime makes a new one itself.
@@ -80,10 +96,16 @@ fn namespaces(new_network: bool) -> Vec<Value> {
 }
 
 /// Root holds what the spec grants; another user holds nothing, and gains through set-user-id programs at most what the spec grants.
-fn capabilities(orders: &Orders, identity: &Identity) -> Value {
-    let names = orders.spec.process.capabilities.iter().filter_map(|c| c.name()).map(|n| format!("CAP_{n}"));
-    let granted: Vec<String> = names.collect();
-    let held: &[String] = if identity.uid == 0 { &granted } else { &[] };
+/// The built-in runtime's process holds more until it has confined itself.
+fn capabilities(orders: &Orders, identity: &Identity, walls: &Walls) -> Value {
+    let granted = set_of(&orders.spec.process.capabilities);
+    let held = if identity.uid == 0 { granted } else { CapabilitySet::empty() };
+    let held = if orders.runtime.is_none() { walls.until_closed(held) } else { held };
+    let named = |set: CapabilitySet| -> Vec<String> {
+        let names = (0u8..64).filter(|number| set.bits() & 1 << number != 0).filter_map(|n| Capability(n).name());
+        names.map(|name| format!("CAP_{name}")).collect()
+    };
+    let (granted, held) = (named(granted), named(held));
     json!({ "bounding": granted, "effective": held, "permitted": held, "inheritable": [], "ambient": [] })
 }
 
@@ -150,4 +172,22 @@ fn devices() -> Value {
     let mut rules = vec![json!({ "allow": false, "access": "rwm" }), make("c"), make("b")];
     rules.extend(nodes.map(|(major, minor)| allow(major, minor)));
     Value::Array(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_processors_tell_of_their_heat_is_masked() {
+        let host = tempfile::tempdir().unwrap();
+        for folder in ["cpu0/thermal_throttle", "cpu1/thermal_throttle", "cpu2/cache", "cpufreq"] {
+            std::fs::create_dir_all(host.path().join(folder)).unwrap();
+        }
+        let mut masked = masked(host.path());
+        masked.sort();
+        let hot = [0, 1].map(|n| host.path().join(format!("cpu{n}/thermal_throttle")));
+        assert!(hot.iter().all(|path| masked.contains(path)), "{masked:?}");
+        assert_eq!(masked.len(), MASKED.len() + 2);
+    }
 }

@@ -20,6 +20,8 @@ use super::inside::{Inside, InsideError};
 use super::mounts::{self, MountError};
 use super::orders::{NetworkSource, Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::rootfs::{self, RootfsError};
+use super::seccomp::file::ProfileError;
+use super::walls::Walls;
 use crate::spec::TerminalSize;
 use crate::sys::clock::monotonic_ns;
 
@@ -54,6 +56,8 @@ pub(super) enum ChildError {
     Inside(#[from] InsideError),
     #[error(transparent)]
     Mounts(#[from] MountError),
+    #[error("The profile of system calls cannot be used")]
+    Profile(#[from] ProfileError),
     #[error("Cannot make the OCI bundle")]
     Bundle(#[source] io::Error),
     #[error(transparent)]
@@ -107,12 +111,13 @@ fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     end_with_keeper(control, helper);
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
-    let environment = match prepare(&orders, sources, &pieces)? {
+    let walls = Walls::of(&orders.spec.security, &orders.spec.process)?;
+    let environment = match prepare(&orders, sources, &pieces, &walls)? {
         Ok(environment) => environment,
         Err(refusal) => return refuse(refusal),
     };
     drop(pieces);
-    let (waiting, pid, terminal) = match create(&orders, &environment, stdio)? {
+    let (waiting, pid, terminal) = match create(&orders, &environment, stdio, walls)? {
         Ok(made) => made,
         Err(refusal) => return refuse(refusal),
     };
@@ -140,12 +145,17 @@ enum Waiting {
 
 type Made = (Waiting, Pid, Option<OwnedFd>);
 
-fn create(orders: &Orders, environment: &[String], stdio: [OwnedFd; 3]) -> Result<Result<Made, Refusal>, ChildError> {
+fn create(
+    orders: &Orders,
+    environment: &[String],
+    stdio: [OwnedFd; 3],
+    walls: Walls,
+) -> Result<Result<Made, Refusal>, ChildError> {
     if let Some(program) = &orders.runtime {
         let made = external::create(program, orders, stdio)?;
         return Ok(made.map(|(external, pid, terminal)| (Waiting::External(external), pid, terminal)));
     }
-    let made = builtin::create(orders, environment, stdio)?;
+    let made = builtin::create(orders, environment, stdio, walls)?;
     Ok(made.map(|(builtin, pid, terminal)| (Waiting::Builtin(Box::new(builtin)), pid, terminal)))
 }
 
@@ -238,6 +248,7 @@ fn prepare(
     orders: &Orders,
     sources: Vec<OwnedFd>,
     pieces: &[OwnedFd],
+    walls: &Walls,
 ) -> Result<Result<Vec<String>, Refusal>, ChildError> {
     let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
     let inside = Inside::open(&root)?;
@@ -256,7 +267,7 @@ fn prepare(
         Err(unknown) => return Ok(Err((FailureKind::Other, unknown.to_string()))),
     };
     let environment = environment(process, &orders.spec.hostname, &identity);
-    write_bundle(orders, &identity, &environment, &root).map_err(ChildError::Bundle)?;
+    write_bundle(orders, &identity, &environment, (&root, walls)).map_err(ChildError::Bundle)?;
     Ok(Ok(environment))
 }
 
@@ -270,11 +281,11 @@ fn write_bundle(
     orders: &Orders,
     identity: &Identity,
     environment: &[String],
-    root: &std::path::Path,
+    (root, walls): (&std::path::Path, &Walls),
 ) -> io::Result<()> {
     let folder = orders.folder.join("bundle");
     std::fs::create_dir(&folder)?;
-    let config = bundle::config(orders, identity, environment, root)?;
+    let config = bundle::config(orders, identity, environment, root, walls)?;
     std::fs::write(folder.join("config.json"), serde_json::to_vec(&config)?)
 }
 

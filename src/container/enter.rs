@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::execute::Refusal;
 use super::launch;
 use super::orders::{WireError, receive, send};
+use crate::spec::Security;
 
 pub use helper::main;
 
@@ -103,7 +104,7 @@ pub enum EnterError {
 /// Why neither; it is not there then.
 pub fn enter(
     program: &Path,
-    task: &Task,
+    (task, security): (&Task, &Security),
     [first, cgroup]: [BorrowedFd<'_>; 2],
     stdio: Option<[OwnedFd; 3]>,
 ) -> Result<Entered, EnterError> {
@@ -111,7 +112,7 @@ pub fn enter(
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| spawn_failed(e.into()))?;
     let helper = Helper(launch::spawn(program, "container-enter", theirs).map_err(spawn_failed)?);
-    let memory = in_memory(task).map_err(EnterError::Orders)?;
+    let memory = in_memory(&(task, security)).map_err(EnterError::Orders)?;
     let fixed = [memory.as_fd(), first, cgroup];
     let all: Vec<BorrowedFd<'_>> = fixed.into_iter().chain(stdio.iter().flatten().map(AsFd::as_fd)).collect();
     send(&ours, &ORDERS, &all).map_err(EnterError::Wire)?;
@@ -186,15 +187,15 @@ impl Drop for Helper {
 }
 
 /// The orders in a file without a name: they may be longer than a packet.
-fn in_memory(task: &Task) -> io::Result<File> {
-    let bytes = postcard::to_stdvec(task).map_err(io::Error::other)?;
+fn in_memory(orders: &(&Task, &Security)) -> io::Result<File> {
+    let bytes = postcard::to_stdvec(orders).map_err(io::Error::other)?;
     let mut file = File::from(memfd_create("duplex-orders", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     file.rewind()?;
     Ok(file)
 }
 
-fn from_memory(file: OwnedFd) -> io::Result<Task> {
+fn from_memory(file: OwnedFd) -> io::Result<(Task, Security)> {
     let mut bytes = Vec::new();
     File::from(file).read_to_end(&mut bytes)?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)

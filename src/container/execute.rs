@@ -13,12 +13,15 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::errno::Errno;
 use rustix::process::Signal;
 
+use super::walls::Walls;
+
 /// Becomes the command, or tells through a pipe why not. The pipe closes by itself when the command is executed.
 #[derive(Clone)]
 pub(super) struct Execute {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     report: Arc<OwnedFd>,
+    walls: Walls,
     init: bool,
 }
 
@@ -27,7 +30,12 @@ pub(super) type Refusal = (FailureKind, String);
 
 impl Execute {
     /// Arguments with NUL bytes are refused: no program could be given them.
-    pub(super) fn new(arguments: &[String], environment: &[String], report: OwnedFd) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        arguments: &[String],
+        environment: &[String],
+        report: OwnedFd,
+        walls: Walls,
+    ) -> Result<Self, Refusal> {
         let strings = |texts: &[String]| -> Result<Vec<CString>, _> {
             texts.iter().map(|t| CString::new(t.as_bytes())).collect::<Result<_, _>>()
         };
@@ -39,7 +47,7 @@ impl Execute {
                 "There is no command: the image has none and none was given".to_owned(),
             ));
         }
-        Ok(Self { arguments, environment, report: Arc::new(report), init: false })
+        Ok(Self { arguments, environment, report: Arc::new(report), walls, init: false })
     }
 
     /// As the child of an init, which this process becomes.
@@ -49,6 +57,18 @@ impl Execute {
 
     /// Returns only why it failed.
     pub(super) fn become_command(&self) -> Refusal {
+        crate::sys::signals::default_all();
+        if let Err(refusal) = self.walls.close() {
+            return refusal;
+        }
+        let split = if self.init { duplex_init::split() } else { Ok(()) };
+        match split {
+            Ok(()) => self.execute(),
+            Err(e) => (FailureKind::Other, format!("Cannot make the command's process: {e}")),
+        }
+    }
+
+    fn execute(&self) -> Refusal {
         let Some(program) = self.arguments.first() else {
             return (FailureKind::NotFound, "There is no command".to_owned());
         };
@@ -93,12 +113,7 @@ fn refusal(program: &CStr, errno: Errno) -> Refusal {
 
 impl Executor for Execute {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        crate::sys::signals::default_all();
-        let split = if self.init { duplex_init::split() } else { Ok(()) };
-        let refusal = match split {
-            Ok(()) => self.become_command(),
-            Err(e) => (FailureKind::Other, format!("Cannot make the command's process: {e}")),
-        };
+        let refusal = self.become_command();
         if let (Ok(bytes), Ok(pipe)) = (postcard::to_stdvec(&refusal), self.report.try_clone()) {
             let _ = File::from(pipe).write_all(&bytes);
         }
@@ -130,7 +145,10 @@ pub(super) fn outcome(pipe: OwnedFd) -> std::io::Result<Option<Refusal>> {
 
 #[cfg(test)]
 mod tests {
+    use duplex_wire::ProcessSpec;
+
     use super::*;
+    use crate::spec::Security;
 
     #[test]
     fn programs_are_looked_for_as_execvp_does() {
@@ -154,7 +172,8 @@ mod tests {
     #[test]
     fn no_command_is_not_found() {
         let pipe = || rustix::pipe::pipe().unwrap().1;
-        assert_eq!(Execute::new(&[], &[], pipe()).err().unwrap().0, FailureKind::NotFound);
-        assert_eq!(Execute::new(&["a\0b".into()], &[], pipe()).err().unwrap().0, FailureKind::CannotExecute);
+        let walls = || Walls::of(&Security::default(), &ProcessSpec::default()).unwrap();
+        assert_eq!(Execute::new(&[], &[], pipe(), walls()).err().unwrap().0, FailureKind::NotFound);
+        assert_eq!(Execute::new(&["a\0b".into()], &[], pipe(), walls()).err().unwrap().0, FailureKind::CannotExecute);
     }
 }

@@ -20,6 +20,7 @@ pub mod enter;
 pub mod launch;
 mod mounts;
 pub mod orders;
+pub mod seccomp;
 
 mod builtin;
 mod bundle;
@@ -28,3 +29,4 @@ mod execute;
 mod external;
 mod inside;
 mod rootfs;
+mod walls;

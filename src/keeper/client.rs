@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::wire::{Frame, Opening, Reply, Request, VERSION, receive, send};
 use crate::sandbox::roster::CONTROL;
-use crate::spec::{Outcome, ProcessEntry, ProcessSpec, Stats, Transfer, Usage};
+use crate::spec::{MachineSize, Outcome, ProcessEntry, ProcessSpec, Stats, Transfer, Usage};
 
 /// How long a keeper that has just been born may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ pub fn runs(folder: &Path) -> bool {
 /// # Errors
 /// [`ClientError::NotRunning`] if nobody listens there, or what the keeper says.
 pub fn ask(folder: &Path, request: Request) -> Result<Reply, ClientError> {
-    let endless = matches!(request, Request::Wait | Request::Stop { .. });
+    let endless = matches!(request, Request::Wait | Request::Stop { .. } | Request::Save { .. });
     let mut stream = connect(folder)?;
     let patience = if matches!(request, Request::Exec { .. }) { EXECUTION } else { ANSWER };
     stream.set_read_timeout((!endless).then_some(patience)).map_err(ClientError::Socket)?;
@@ -172,6 +172,17 @@ pub fn processes(folder: &Path) -> Result<Vec<ProcessEntry>, ClientError> {
 pub fn stats(folder: &Path) -> Result<Stats, ClientError> {
     match ask(folder, Request::Stats)? {
         Reply::Stats(stats) => Ok(*stats),
+        _ => Err(ClientError::Unexpected),
+    }
+}
+
+/// Writes its machine, and copies of these disks of its volumes, to files that are there and empty. The size of the machine.
+///
+/// # Errors
+/// As [`ask`].
+pub fn save(folder: &Path, machine: PathBuf, disks: Vec<(PathBuf, PathBuf)>) -> Result<MachineSize, ClientError> {
+    match ask(folder, Request::Save { machine, disks })? {
+        Reply::Saved(size) => Ok(size),
         _ => Err(ClientError::Unexpected),
     }
 }

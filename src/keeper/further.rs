@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::wire::{Frame, Reply, Request, Stream, receive, send, send_bytes};
 use crate::sandbox::roster::Entry;
 use crate::sandbox::{Exec, Inside, Refusal, Remote, SandboxError, Stdio};
 use crate::spec::{Exit, LimitChange, Outcome, ProcessSpec, Restart, Status, Transfer};
+use crate::volume::sparse;
 
 /// The signal that nothing can refuse.
 const SIGKILL: u8 = 9;
@@ -72,6 +74,24 @@ impl Shared {
             entry.change_limits(change);
             // They hold; that the next start will not know them is to be told.
             Ok(entry.save().map_or_else(|error| Reply::Failed(causes(&error)), |()| Reply::Done))
+        })
+    }
+
+    /// Writes its machine and the disks of its volumes to files.
+    pub(super) fn save(&self, machine: &Path, disks: &[(PathBuf, PathBuf)]) -> Reply {
+        self.ask(|inside| {
+            let failed = |words: String| Ok(Reply::Failed(vec![words]));
+            let Some(saving) = inside.saving() else {
+                return failed(
+                    "Only a microVM can be saved: a container's processes are part of the host's kernel".into(),
+                );
+            };
+            let write = |path: &Path| File::options().write(true).open(path);
+            let copy = || disks.iter().try_for_each(|(from, to)| sparse::copy(&File::open(from)?, &write(to)?));
+            match write(machine) {
+                Ok(file) => saving.save(&file, &copy).map(Reply::Saved),
+                Err(error) => failed(format!("Cannot write {}: {error}", machine.display())),
+            }
         })
     }
 

@@ -21,6 +21,7 @@ use super::log::Log;
 use super::serve::{self, Handle, Shared, causes};
 use super::wire::Stream;
 use crate::sandbox::roster::{Entry, RosterError};
+use crate::sandbox::snapshots::goes_on_once;
 use crate::sandbox::{Backend, Sandbox, SandboxError, Stdio};
 use crate::spec::{Definition, Exit, HealthStatus, Moment, Moments, Outcome, Restart, Status, Usage};
 use crate::sys::clock::realtime_ns;
@@ -163,6 +164,7 @@ impl Keeper {
             };
             let failed = life.outcome.exit != Exit::Code(0);
             let again = life.started && self.restart().wants(failed, restarts);
+            let again = again && !goes_on_once(&self.definition.spec);
             if !again || self.shared.lock().stopped {
                 break Ok(life);
             }

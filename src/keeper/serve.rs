@@ -238,6 +238,7 @@ fn answer(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
         Request::Restart(restart) => Ok(shared.change_restart(restart)),
         Request::Processes => Ok(shared.ask(|inside| inside.processes().map(Reply::Processes))),
         Request::Stats => Ok(shared.ask(|inside| inside.stats().map(|stats| Reply::Stats(Box::new(stats))))),
+        Request::Save { machine, disks } => Ok(shared.save(&machine, &disks)),
         Request::Signal(signal) => told(shared.signal(signal)),
         Request::Resize(size) => told(shared.resize(size)),
         Request::Stop { signal, timeout_s } => shared.stop(signal, timeout_s),

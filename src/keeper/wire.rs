@@ -18,11 +18,14 @@
 //! ```
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Restart, Stats, TerminalSize, Transfer, Usage};
+use crate::spec::{
+    LimitChange, MachineSize, Outcome, ProcessEntry, ProcessSpec, Restart, Stats, TerminalSize, Transfer, Usage,
+};
 
 /// Version of the protocol, in each [`Opening`].
 pub const VERSION: u32 = 1;
@@ -115,6 +118,13 @@ pub enum Request {
     Restart(Restart),
     /// Tell what it uses, seen from inside and from this host.
     Stats,
+    /// Write its machine, and then its volumes, to files that are there and empty.
+    Save {
+        /// For the machine.
+        machine: PathBuf,
+        /// For each volume to be copied: the file of its disk, and the one for the copy.
+        disks: Vec<(PathBuf, PathBuf)>,
+    },
 }
 
 /// What a keeper answers.
@@ -132,6 +142,8 @@ pub enum Reply {
     Processes(Vec<ProcessEntry>),
     /// What it uses, from both sides.
     Stats(Box<Stats>),
+    /// Its machine has been written, and has this size.
+    Saved(MachineSize),
 }
 
 /// A frame as it came.

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use duplex_wire::{Decoder, Start, ToGuest, ToHost, WireError, encode};
+use duplex_wire::{Decoder, GoOn, Start, ToGuest, ToHost, WireError, encode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Most lines that an agent may log in a sandbox's life.
@@ -140,12 +140,24 @@ impl Client {
     /// # Errors
     /// [`AgentError::Deaf`] if it does not read.
     pub fn start(&mut self, start: Start) -> Result<(), AgentError> {
+        self.begin(&ToGuest::Start(Box::new(start)))
+    }
+
+    /// Tells the agent of a saved machine as whom to go on, once it has said hello, and then what has waited for it.
+    ///
+    /// # Errors
+    /// [`AgentError::Deaf`] if it does not read.
+    pub fn go_on(&mut self, orders: GoOn) -> Result<(), AgentError> {
+        self.begin(&ToGuest::GoOn(Box::new(orders)))
+    }
+
+    fn begin(&mut self, orders: &ToGuest) -> Result<(), AgentError> {
         if self.phase != Phase::Greeted {
             return Err(AgentError::OutOfTurn { message: "start", while_: self.phase.words() });
         }
         self.phase = Phase::Starting;
         let mut speech = self.voice.lock();
-        speech.send(&ToGuest::Start(Box::new(start)))?;
+        speech.send(orders)?;
         speech.started = true;
         for message in std::mem::take(&mut speech.waiting) {
             speech.send(&message)?;

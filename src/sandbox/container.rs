@@ -62,6 +62,8 @@ enum ContainerError {
     },
     #[error("An outside runtime gives no init to a container: leave out --init")]
     Init,
+    #[error("An outside runtime does not confine files: leave out --hardened")]
+    Hardened,
     #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
     Pieces(usize),
     #[error(transparent)]
@@ -121,6 +123,9 @@ impl ContainerBackend {
         if spec.init && self.runtime.is_some() {
             return Err(ContainerError::Init);
         }
+        if spec.security.hardened && self.runtime.is_some() {
+            return Err(ContainerError::Hardened);
+        }
         let mut descriptors = self.open_mounts(spec)?;
         descriptors.extend(self.open_pieces(spec)?);
         let (mut briefing, mut network) = network::plan(spec, PASTA)?;
@@ -153,6 +158,7 @@ impl ContainerBackend {
         let inside = Arc::new(ContainerInside {
             id: spec.id.clone(),
             hostname: spec.hostname.clone(),
+            security: spec.security.clone(),
             duplex: self.duplex.clone(),
             cgroup: Arc::clone(&cgroup),
             first: Mutex::new(None),

@@ -1,7 +1,10 @@
 //! What can be done inside a running sandbox, beside its command.
 
+use std::fs::File;
+use std::io;
+
 use super::{Remote, SandboxError, Stdio};
-use crate::spec::{LimitChange, Outcome, ProcessEntry, ProcessSpec, Stats, Transfer};
+use crate::spec::{LimitChange, MachineSize, Outcome, ProcessEntry, ProcessSpec, Stats, Transfer};
 
 /// Reaches into one sandbox from any thread, while another waits for its end. Every method fails with a [`Refusal`] as the cause when the
 /// sandbox is not in the state for it.
@@ -30,6 +33,18 @@ pub trait Inside: Send + Sync + std::fmt::Debug {
 
     /// What it uses. A paused microVM tells only what it costs the host.
     fn stats(&self) -> Result<Stats, SandboxError>;
+
+    /// Saves it, where that can be done.
+    fn saving(&self) -> Option<&dyn Saving> {
+        None
+    }
+}
+
+/// Saves a sandbox that runs, so that others may go on from where it stood ([`crate::spec::SandboxSpec::from`]).
+pub trait Saving {
+    /// Writes its machine to an empty file, and then calls `copy_disks`: neither memory nor disks change meanwhile. Its processes go on however this
+    /// ends. Returns the size of the machine.
+    fn save(&self, file: &File, copy_disks: &dyn Fn() -> io::Result<()>) -> Result<MachineSize, SandboxError>;
 }
 
 /// A further command. It ends by itself, by a signal, or with its sandbox (then as by SIGKILL). Dropping it kills it.

@@ -20,6 +20,7 @@ mod machine;
 mod monitor;
 mod mounts;
 mod outcome;
+mod saving;
 mod shares;
 mod streams;
 mod templates;
@@ -143,6 +144,24 @@ pub enum MicroVmError {
     /// The monitor could not go on from a template.
     #[error("The machine could not go on from its template, which is removed now: start it again, or with --cold")]
     Template(#[source] Cause),
+    /// The monitor could not go on from a saved machine.
+    #[error("The machine could not go on from the one that was saved")]
+    Resume(#[source] Cause),
+    /// No space for it.
+    #[error("There is no room for a saved machine of up to {} MiB", .bytes / MIB)]
+    NoRoom {
+        /// Bytes.
+        bytes: u64,
+        /// What the file system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A volume could not be copied beside it.
+    #[error("The volumes of the machine are not saved")]
+    DisksNotCopied(#[source] io::Error),
+    /// The monitor could not write the machine.
+    #[error("The machine is not saved")]
+    NotSaved(#[source] Cause),
     /// The guest kernel or the agent takes too long.
     #[error("The guest's agent has not spoken {} s after the machine started: --kernel-log FILE shows how far the guest kernel came", .0.as_secs())]
     Silent(Duration),
@@ -195,6 +214,9 @@ pub enum MicroVmError {
     Immortal,
 }
 
+/// Most causes of an error that a monitor may tell: each is a level of the chain, and a monitor may be in its guest's hands.
+const MOST_CAUSES: usize = 16;
+
 /// One cause that a monitor has reported, with the next.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -205,8 +227,9 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// The chain of these texts, cleaned for showing.
+    /// The chain of the first [`MOST_CAUSES`] of these texts, cleaned for showing.
     fn chain(texts: &[String]) -> Self {
+        let texts = texts.get(..MOST_CAUSES).unwrap_or(texts);
         let (first, rest) = texts.split_first().map_or(("it gave no reason", &[][..]), |(f, r)| (f.as_str(), r));
         let next = (!rest.is_empty()).then(|| Box::new(Self::chain(rest)));
         Self { text: monitor::clean(first), next }
@@ -268,6 +291,7 @@ impl MicroVmBackend {
             size: machine::size(&spec.limits)
                 .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
+            from_file: machine::bytes_of_beginning(spec, &self.installation),
         });
         inside.cgroup.throttle(&spec.devices)?;
         network.as_mut().map_or(Ok(()), |network| network.create(spec))?;
@@ -405,6 +429,9 @@ impl MicroVm {
                 learner.refused();
                 return Err(MicroVmError::Template(source));
             }
+            if self.spec.from.is_some() {
+                return Err(MicroVmError::Resume(source));
+            }
             return Err(MicroVmError::Machine { kernel: self.kernel.clone(), source });
         }
         let process = monitor::pidfd_of(&self.reach);
@@ -525,5 +552,19 @@ impl Remote for MicroVmRemote {
 
     fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
         self.voice.say(ToGuest::Resize(size)).map_err(|e| error("resize the terminal of", &self.id, e.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitors_causes_are_bounded() {
+        let chain = Cause::chain(&vec![String::from("x"); 60_000]);
+        let levels = std::iter::successors(Some(&chain), |cause| cause.next.as_deref()).count();
+        assert_eq!(levels, MOST_CAUSES);
+        assert_eq!(Cause::chain(&["a".into(), "b\u{7}".into()]).next.unwrap().text, "b\u{fffd}");
+        assert_eq!(Cause::chain(&[]).text, "it gave no reason");
     }
 }

@@ -16,8 +16,9 @@ pub mod roster;
 mod session;
 pub mod shelf;
 mod signals;
+pub mod snapshots;
 
-pub use inside::{Exec, Inside, Refusal};
+pub use inside::{Exec, Inside, Refusal, Saving};
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::NetRate;
+use super::{MemorySize, NetRate};
 
 /// I/O port on which the guest's agent says how the machine ended, in one byte (see [`guest_exit`]).
 pub const EXIT_PORT: u16 = duplex_wire::EXIT_PORT;
@@ -50,6 +50,15 @@ pub struct MachineSpec {
     pub control: SpecFd,
 }
 
+/// What a machine has from its first instruction to its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSize {
+    /// Memory.
+    pub memory: MemorySize,
+    /// Virtual processors.
+    pub vcpus: u8,
+}
+
 /// The beginning of a machine up to the moment when its agent has written to [`READY_PORT`], which may be kept in a file. Its devices appear after
 /// that moment: to a driver that looks before, each place on the bus is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +74,9 @@ pub enum TemplateSpec {
         /// The list of pages that a start touches, if there is one.
         hot: Option<SpecFd>,
     },
+    /// Go on from this file, which [`RequestToMonitor::Save`] has filled in a machine with the same devices in the same order. Kernel and initramfs
+    /// are not read.
+    Resume(SpecFd),
 }
 
 /// One raw disk, composed of pieces of files laid end to end.
@@ -152,6 +164,10 @@ pub enum RequestToMonitor {
     Pause,
     /// Let the processors go on. Answered by [`MachineEvent::Resumed`].
     Resume,
+    /// Take every processor out of the guest, write the machine to the empty file whose descriptor comes with this packet, answer
+    /// [`MachineEvent::Saved`], and wait for [`RequestToMonitor::Resume`] if it has been written. Only a machine
+    /// whose devices appeared late ([`MachineSpec::template`]), without shares, and not while it is paused.
+    Save,
 }
 
 /// What the monitor reports: one postcard message per packet.
@@ -178,7 +194,8 @@ pub enum MachineEvent {
     Paused,
     /// The processors go on.
     Resumed,
-    /// The machine has been written to its [`TemplateSpec::Save`] file, or why not, one cause per line. It goes on either way.
+    /// The machine has been written to its [`TemplateSpec::Save`] file, or to that of [`RequestToMonitor::Save`], or why not, one cause per line. It goes
+    /// on either way, in the second case when it is told to.
     Saved {
         /// The error and its causes; empty if all is well.
         causes: Vec<String>,

@@ -11,6 +11,7 @@ mod network;
 mod process;
 mod rates;
 mod sandbox;
+mod security;
 mod stats;
 mod trace;
 
@@ -20,8 +21,8 @@ pub use health::{Checked, GoTime, HealthLog, HealthStatus, Healthcheck, LEAST_HE
 pub use id::{IdError, SandboxId};
 pub use limits::{Cpus, LimitChange, Limits, LimitsError, MIB, MemorySize, MemorySwap};
 pub use machine::{
-    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSpec, NetBackend, NetDeviceSpec, READY_PORT,
-    RequestToMonitor, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream, guest_exit,
+    DiskSpec, EXIT_PORT, ExtentSpec, MachineEvent, MachineExit, MachineSize, MachineSpec, NetBackend, NetDeviceSpec,
+    READY_PORT, RequestToMonitor, ShareSpec, SpecFd, TemplateSpec, VsockSpec, VsockStream, guest_exit,
 };
 pub use mounts::{MountSource, MountSpec};
 pub use network::{
@@ -32,5 +33,6 @@ pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, S
 pub use process::{Transfer, Wanted};
 pub use rates::{DeviceRate, DeviceValue, NetRate, RateError};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
+pub use security::{Seccomp, Security};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceRate, Digest, Limits, MountSpec, NetworkSpec, ProcessSpec, SandboxId, Sysctl, Tmpfs};
+use super::{DeviceRate, Digest, Limits, MountSpec, NetworkSpec, ProcessSpec, SandboxId, Security, Sysctl, Tmpfs};
 
 /// Which kind of walls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct SandboxSpec {
     /// Boot the guest kernel, even if there is a machine to go on from (microVM only).
     #[serde(default)]
     pub cold: bool,
+    /// Go on from the machine that was saved in this file, as another sandbox (microVM only).
+    #[serde(default)]
+    pub from: Option<PathBuf>,
     /// File systems in memory, in the order in which they are mounted. One at `/dev/shm` takes the place of the usual one.
     #[serde(default)]
     pub tmpfs: Vec<Tmpfs>,
@@ -85,6 +88,9 @@ pub struct SandboxSpec {
     /// What is mounted beside the image, those above before those below.
     #[serde(default)]
     pub mounts: Vec<MountSpec>,
+    /// Its further walls.
+    #[serde(default)]
+    pub security: Security,
 }
 
 impl SandboxSpec {
@@ -105,10 +111,12 @@ impl SandboxSpec {
             kernel: None,
             kernel_log: None,
             cold: false,
+            from: None,
             tmpfs: Vec::new(),
             sysctls: Vec::new(),
             network: NetworkSpec::default(),
             mounts: Vec::new(),
+            security: Security::default(),
         }
     }
 

@@ -20,6 +20,8 @@ pub mod netns;
 pub mod raw;
 pub mod rlimit;
 pub mod runtime;
+#[cfg(feature = "cli")]
+pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 pub mod tap;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::begin::{self, Beginning, Empty};
+use super::begin::{Beginning, Empty};
 use super::boot::LoadError;
 use super::bus::{self, Bus, Routes, Slots};
 use super::events::{Poller, Wake};
@@ -161,8 +161,10 @@ pub struct Machine {
     pub bus: Arc<Bus>,
     /// Streams for guest connections.
     pub waiting: WaitingStreams,
-    /// Writes it to a template when its agent is ready.
+    /// Writes it to a file, if that can be done.
     pub saver: Option<Saver>,
+    /// It is written to this file when its agent is ready.
+    pub template: Option<OwnedFd>,
 }
 
 /// Builds the machine. `wake` calls the event loop, `poller` is its.
@@ -201,12 +203,18 @@ pub fn assemble(spec: &MachineSpec, poller: &Arc<Poller>, wake: &Arc<Wake>) -> R
     let copy = spec.console.map(|fd| inherited.get(fd, "console")).transpose()?;
     let ports = Ports::new(Serial::new(Arc::new(Pin::new(ioapic.clone(), routes.pin(SERIAL_IRQ))), copy));
     let devices = on_bus(list, (&ioapic, &routes), &ram, wake);
-    let slots = spec.template.map(|template| Slots::new(matches!(template, TemplateSpec::Restore { .. })));
+    let slots = spec
+        .template
+        .map(|template| Slots::new(matches!(template, TemplateSpec::Restore { .. } | TemplateSpec::Resume(_))));
     let bus = Bus::new(ports, ioapic, devices, slots);
     let empty = Empty { vm: &vm, ram: &ram, bus: &bus, windows: &windows, routes: &routes };
     let mut vcpus = beginning.processors(spec, empty)?;
-    let saver = begin::saver(spec, &mut inherited, (&vm, &ram), &mut vcpus)?;
-    Ok(Machine { vcpus, bus: Arc::new(bus), waiting, saver })
+    let saver = beginning.saver(spec, (&vm, &ram), &mut vcpus)?;
+    let template = match spec.template {
+        Some(TemplateSpec::Save(file)) => Some(inherited.own(file, "template")?),
+        _ => None,
+    };
+    Ok(Machine { vcpus, bus: Arc::new(bus), waiting, saver, template })
 }
 
 fn check(spec: &MachineSpec) -> Result<(), AssembleError> {

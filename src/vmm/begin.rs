@@ -8,6 +8,7 @@ use super::boot::{self, Image, LoadError, Payload};
 use super::bus::{Bus, Routes};
 use super::kvm::{KvmError, Vcpu, Vm};
 use super::memory::GuestRam;
+use super::snapshot::format::FormatError;
 use super::snapshot::hot::{self, HotRun};
 use super::snapshot::{self, Saved, Saver};
 use crate::spec::{MachineSpec, TemplateSpec};
@@ -35,9 +36,18 @@ pub(super) struct Empty<'a> {
 impl Beginning {
     /// Opens what the spec names and checks that it fits the machine, before any of it is made.
     pub(super) fn open(spec: &MachineSpec, inherited: &mut Inherited) -> Result<Self, AssembleError> {
-        if let Some(TemplateSpec::Restore { file, hot }) = spec.template {
+        let (file, hot) = match spec.template {
+            Some(TemplateSpec::Restore { file, hot }) => (Some(file), hot),
+            Some(TemplateSpec::Resume(file)) => (Some(file), None),
+            Some(TemplateSpec::Boot | TemplateSpec::Save(_)) | None => (None, None),
+        };
+        if let Some(file) = file {
             let file = inherited.get(file, "template")?;
             let saved = Saved::read(&file, spec.memory_mib, spec.vcpus)?;
+            // A template has no devices, and all others have.
+            if saved.state.devices.is_some() != matches!(spec.template, Some(TemplateSpec::Resume(_))) {
+                return Err(FormatError::Devices.into());
+            }
             let hot = hot.map(|hot| inherited.get(hot, "template's hot pages")).transpose()?;
             let hot = hot.map_or_else(Vec::new, |hot| hot::read(&hot));
             return Ok(Self::Saved { file, saved: Box::new(saved), hot });
@@ -75,10 +85,14 @@ impl Beginning {
                 let state = &saved.state;
                 bus.ioapic().restore(&state.ioapic);
                 bus.ports.restore(state.serial);
-                let vcpus = make(vm, spec.vcpus)?;
+                let mut vcpus = make(vm, spec.vcpus)?;
                 // The clock first: a processor's own page of it is written when its registers are set.
                 vm.restore(&state.vm)?;
-                vcpus.iter().zip(&state.vcpus).try_for_each(|(vcpu, state)| vcpu.restore(state))?;
+                vcpus.iter_mut().zip(&state.vcpus).try_for_each(|(vcpu, state)| vcpu.restore(state))?;
+                // Behind the processors, which they interrupt.
+                state.devices.as_ref().map_or(Ok(()), |devices| bus.restore_devices(devices)).map_err(|refused| {
+                    refused.map_or(FormatError::Devices, |(number, why)| FormatError::Device { number, why })
+                })?;
                 if let Some(first) = vcpus.first() {
                     hot::make_ready(ram, first, hot);
                 }
@@ -92,15 +106,29 @@ fn make(vm: &Vm, count: u8) -> Result<Vec<Vcpu>, KvmError> {
     (0..count).map(|index| vm.create_vcpu(index, count)).collect()
 }
 
-/// What will write the machine to its template, if it shall be written.
-pub(super) fn saver(
-    spec: &MachineSpec,
-    inherited: &mut Inherited,
-    (vm, ram): (&Arc<Vm>, &Arc<GuestRam>),
-    vcpus: &mut [Vcpu],
-) -> Result<Option<Saver>, AssembleError> {
-    let Some(TemplateSpec::Save(file)) = spec.template else { return Ok(None) };
-    let file = inherited.own(file, "template")?;
-    vcpus.iter_mut().try_for_each(|vcpu| vcpu.expect_saving(vm.msrs()))?;
-    Ok(Some(Saver { file, ram: ram.clone(), memory_mib: spec.memory_mib, vm: vm.clone() }))
+impl Beginning {
+    /// Runs of memory, as (begin, length), that are a file's until the guest writes to them.
+    fn mapped(&self) -> Vec<(u64, u64)> {
+        match self {
+            Self::Kernel { image, .. } => image.mapped().collect(),
+            Self::Saved { saved, .. } => saved.state.extents.iter().map(|extent| (extent.addr, extent.len)).collect(),
+        }
+    }
+
+    /// What writes the machine, if it can be written: its devices appeared late, and nobody else has its memory.
+    pub(super) fn saver(
+        &self,
+        spec: &MachineSpec,
+        (vm, ram): (&Arc<Vm>, &Arc<GuestRam>),
+        vcpus: &mut [Vcpu],
+    ) -> Result<Option<Saver>, AssembleError> {
+        if spec.template.is_none() || !spec.shares.is_empty() {
+            return Ok(None);
+        }
+        if matches!(self, Self::Kernel { .. }) {
+            vcpus.iter_mut().try_for_each(|vcpu| vcpu.expect_saving(vm.msrs()))?;
+        }
+        let (vm, ram, mapped) = (vm.clone(), ram.clone(), self.mapped());
+        Ok(Some(Saver { ram, memory_mib: spec.memory_mib, vm, mapped }))
+    }
 }

@@ -8,7 +8,7 @@ use crate::spec::MachineExit;
 use crate::vmm::ioapic::{self, IoApic};
 use crate::vmm::ports::Ports;
 use crate::vmm::virtio::counters::Count;
-use crate::vmm::virtio::mmio::{MmioDevice, WINDOW, read_placeholder};
+use crate::vmm::virtio::mmio::{DeviceRefused, DeviceState, MmioDevice, WINDOW, read_placeholder};
 
 /// Address of the first device's window, in the hole below 4 GiB and clear of the interrupt chips.
 pub const FIRST_WINDOW: u64 = 0xd000_0000;
@@ -105,6 +105,26 @@ impl Bus {
         if let Some(slots) = &self.slots {
             slots.filled.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// The state of all devices, while no processor runs.
+    pub fn save_devices(&self) -> Vec<DeviceState> {
+        self.devices.iter().map(MmioDevice::save).collect()
+    }
+
+    /// All devices go on from their saved states.
+    ///
+    /// # Errors
+    /// The first that does not, by its number; `None` if they are more or fewer.
+    pub fn restore_devices(&self, saved: &[DeviceState]) -> Result<(), Option<(usize, DeviceRefused)>> {
+        if saved.len() != self.devices.len() {
+            return Err(None);
+        }
+        for (number, (device, saved)) in self.devices.iter().zip(saved).enumerate() {
+            device.restore(saved).map_err(|refused| Some((number, refused)))?;
+        }
+        self.devices.iter().for_each(MmioDevice::remind);
+        Ok(())
     }
 
     /// The interrupt chip.

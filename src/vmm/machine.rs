@@ -5,6 +5,9 @@
 //!          \_ Failed sent
 //! ```
 //!
+//! Where the caller wants it, and for a template when the guest says that it is ready, all processors are taken out and the machine is written to a file
+//! (`snapshot`); it then goes on.
+//!
 //! While it runs, `Pause` and `Resume` take the processors out of the guest and let them in again: guest memory then changes by what devices had
 //! been asked for before, and by nothing else.
 //!
@@ -14,6 +17,7 @@
 use std::cell::Cell;
 use std::error::Error;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +27,7 @@ use super::control::{Control, Incoming};
 use super::events::{Interest, Poller, Readiness, Token, Wake};
 use super::kvm::{Kicker, ready_for_kicks};
 use super::role::{EnterRole, Parts, Role};
-use super::snapshot::Saver;
+use super::snapshot::{Kept, Saver};
 use super::vcpu::{self, Ending, Gate, Surroundings};
 use super::virtio::mmio::MmioDevice;
 use super::virtio::vsock::WaitingStreams;
@@ -82,9 +86,9 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
     let machine = assemble(spec, &poller, &wake)?;
     ready_for_kicks().map_err(RunError::Events)?;
     let ending = Arc::new(Ending::new(wake.clone()));
-    let Machine { vcpus, bus, waiting, saver } = machine;
+    let Machine { vcpus, bus, waiting, saver, template } = machine;
     let gate = Arc::new(Gate::new(wake.clone()));
-    if saver.is_some() {
+    if template.is_some() {
         gate.save_when_ready();
     }
     let parts = Parts::of(spec);
@@ -103,7 +107,8 @@ fn run_to_end(spec: &MachineSpec, control: &Control, enter: &EnterRole) -> Resul
             }
         }
     }
-    let processors = Processors { gate: &gate, threads, told: Cell::new(true), saver: Cell::new(saver) };
+    let file = Cell::new(template.map(|file| (file, Kept::WithoutDevices)));
+    let processors = Processors { gate: &gate, threads, told: Cell::new(true), saver, file };
     let (poller, wake, bus) = (&*poller, &*wake, &*bus);
     let mut server = Server { control, poller, wake, bus, waiting: &waiting, ending: &ending, processors };
     let entered = enter.enter(Role::EventLoop, parts).map_err(RunError::Confine);
@@ -153,8 +158,10 @@ struct Processors<'a> {
     threads: Vec<Kicker<()>>,
     /// The caller knows that they are out, or does not want to.
     told: Cell<bool>,
-    /// Writes the machine to its template, once.
-    saver: Cell<Option<Saver>>,
+    /// Writes the machine.
+    saver: Option<Saver>,
+    /// Where to.
+    file: Cell<Option<(OwnedFd, Kept)>>,
 }
 
 impl Processors<'_> {
@@ -169,7 +176,22 @@ impl Processors<'_> {
         self.gate.open();
     }
 
-    /// The guest is ready to be saved: kicks those that still run, or, when all are out, writes the machine. `None` if there is nothing to tell.
+    /// Begins to write the machine to this file, or tells why it is not written.
+    fn begin_to_save(&self, file: OwnedFd) -> Result<(), &'static str> {
+        if self.saver.is_none() {
+            return Err(
+                "A machine whose devices are there from the start, or whose memory others have, cannot be saved",
+            );
+        }
+        if !self.gate.save_now() {
+            return Err("The machine is paused, or being saved");
+        }
+        self.file.set(Some((file, Kept::WithDevices)));
+        self.threads.iter().for_each(Kicker::kick);
+        Ok(())
+    }
+
+    /// The guest is to be saved: kicks those that still run, or, when all are out, writes the machine. `None` if there is nothing to tell.
     fn save(&self, bus: &Bus) -> Option<Vec<String>> {
         if !self.gate.is_saving() {
             return None;
@@ -178,9 +200,18 @@ impl Processors<'_> {
             self.threads.iter().for_each(Kicker::kick);
             return None;
         };
-        let saved = self.saver.take().map_or(Ok(()), |saver| saver.save(states, bus));
+        let (saved, stays) = match (&self.saver, self.file.take()) {
+            (Some(saver), Some((file, kept))) => {
+                let saved = saver.save(&file, states, (bus, kept));
+                let stays = saved.is_ok() && kept == Kept::WithDevices;
+                (saved, stays)
+            }
+            _ => (Ok(()), false),
+        };
         bus.fill();
-        self.gate.open();
+        if !stays {
+            self.gate.open();
+        }
         Some(saved.map_or_else(|e| causes(&e), |()| Vec::new()))
     }
 
@@ -260,7 +291,13 @@ impl Server<'_> {
                     self.processors.resume();
                     let _ = self.control.tell(&MachineEvent::Resumed);
                 }
-                Incoming::Request(RequestToMonitor::AddStream { .. }, None) | Incoming::Unknown => {}
+                Incoming::Request(RequestToMonitor::Save, Some(file)) => {
+                    if let Err(why) = self.processors.begin_to_save(file) {
+                        let _ = self.control.tell(&MachineEvent::Saved { causes: vec![why.to_owned()] });
+                    }
+                }
+                Incoming::Request(RequestToMonitor::AddStream { .. } | RequestToMonitor::Save, None)
+                | Incoming::Unknown => {}
                 Incoming::Nothing => return,
             }
         }

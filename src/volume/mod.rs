@@ -14,6 +14,7 @@
 //! without waiting locks.
 
 mod e2fs;
+pub mod sparse;
 mod superblock;
 
 use std::collections::BTreeMap;
@@ -86,6 +87,8 @@ pub struct Wanted {
     pub anonymous: bool,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// It begins as a copy of the disk in this file, and has its size.
+    pub content: Option<PathBuf>,
 }
 
 /// An open disk, locked as long as any copy of its descriptor is open.
@@ -198,6 +201,12 @@ impl Volumes {
     pub fn create(&self, name: &str, wanted: &Wanted) -> Result<Volume, VolumeError> {
         check(name)?;
         let size = wanted.size.unwrap_or(DEFAULT_SIZE) & !4095;
+        let content = wanted.content.as_ref().map(|path| {
+            let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+            file.map_err(failed("read", path))
+        });
+        let content = content.transpose()?;
+        let size = content.as_ref().map_or(size, |(len, _)| *len);
         if !SIZES.contains(&size) {
             return Err(VolumeError::Size(wanted.size.unwrap_or(DEFAULT_SIZE)));
         }
@@ -218,7 +227,7 @@ impl Volumes {
         };
         let fresh = self.folder.join(format!(".new-{}-{}", std::process::id(), realtime_ns()));
         fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(failed("make", &fresh))?;
-        let filled = self.fill(&fresh, &volume);
+        let filled = self.fill(&fresh, &volume, content.map(|(_, file)| file));
         if !matches!(filled, Ok(true)) {
             let _ = fs::remove_dir_all(&fresh);
         }
@@ -227,15 +236,19 @@ impl Volumes {
     }
 
     /// False if there is one of this name meanwhile.
-    fn fill(&self, fresh: &Path, volume: &Volume) -> Result<bool, VolumeError> {
+    fn fill(&self, fresh: &Path, volume: &Volume, content: Option<File>) -> Result<bool, VolumeError> {
         let (part, path) = (fresh.join(PART), fresh.join(DISK));
         let disk = File::options().create_new(true).read(true).write(true).mode(0o600).open(&part);
         let disk = disk.map_err(failed("make", &part))?;
         flock(&disk, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed("lock", &part)(e.into()))?;
         // It has its name only once it is locked: one that is free has no maker any more.
         fs::rename(&part, &path).map_err(failed("make", &path))?;
-        disk.set_len(volume.size).map_err(failed("enlarge", &path))?;
-        e2fs::make(&path)?;
+        if let Some(content) = content {
+            sparse::copy(&content, &disk).map_err(failed("write", &path))?;
+        } else {
+            disk.set_len(volume.size).map_err(failed("enlarge", &path))?;
+            e2fs::make(&path)?;
+        }
         disk.sync_all().map_err(failed("write", &path))?;
         let record = fresh.join(RECORD);
         let text = serde_json::to_vec(volume).map_err(|e| failed("write", &record)(e.into()))?;

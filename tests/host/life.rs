@@ -55,6 +55,17 @@ impl Place {
         Self { before, ..place }
     }
 
+    /// The same with this image, a busybox whose command is `true`.
+    pub(crate) fn with_busybox(image: &str) -> Self {
+        let mut place = Self::new();
+        let process = serde_json::json!({ "Cmd": ["true"], "Env": ["PATH=/bin"] });
+        let archive = place.folder().join("image.tar");
+        fs::write(&archive, crate::busybox::archive(image, &process)).unwrap();
+        place.say(&["load", "-q", "-i", archive.to_str().unwrap()]);
+        place.count();
+        place
+    }
+
     /// Counts anew what is there before anything is tried.
     pub(crate) fn count(&mut self) {
         self.before = inventory(&[self.folder.path()]);

@@ -6,9 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::json;
-
-use crate::busybox::{self, BUSYBOX};
+use crate::busybox::BUSYBOX;
 use crate::life::{Place, words};
 use crate::runner::{Case, Need, Verdict, cases_with};
 
@@ -33,13 +31,7 @@ cases_with!(
 );
 
 fn place() -> Place {
-    let mut place = Place::new();
-    let process = json!({ "Cmd": ["true"], "Env": ["PATH=/bin"] });
-    let archive = place.folder().join("image.tar");
-    fs::write(&archive, busybox::archive(IMAGE, &process)).unwrap();
-    place.say(&["load", "-q", "-i", archive.to_str().unwrap()]);
-    place.count();
-    place
+    Place::with_busybox(IMAGE)
 }
 
 fn run(place: &Place, options: &[&str], script: &str) -> String {

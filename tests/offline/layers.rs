@@ -17,7 +17,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("lab", &["doctor"]),
     ("net", &[]),
     ("sandbox", &["vmm", "container", "image", "volume", "net", "jail"]),
-    ("keeper", &["sandbox"]),
+    ("keeper", &["sandbox", "volume"]),
     ("compare", &["sandbox", "doctor"]),
     ("cli", &["compare", "keeper", "sandbox", "image", "volume", "lab", "doctor", "container"]),
 ];

@@ -124,6 +124,8 @@ pub(crate) struct Plan {
     pub(crate) shares: Vec<(String, UnixStream)>,
     /// A kernel file instead of the installed one.
     pub(crate) kernel: Option<File>,
+    /// A bare-metal program instead of a kernel with the guest half: it gets the words and nothing else.
+    pub(crate) bare: Option<File>,
     /// The console's output goes here instead of into a file.
     pub(crate) console: Option<OwnedFd>,
 }
@@ -242,7 +244,13 @@ impl Machine {
                 (Some(TemplateSpec::Restore { file, hot: None }), "slots ", "restored")
             }
         });
-        let kernel = plan.kernel.map_or_else(kernel, Ok)?;
+        let (initramfs, cmdline) = if plan.bare.is_some() {
+            (None, plan.words)
+        } else {
+            let usual = "console=ttyS0 console=hvc0 panic=-1 reboot=k";
+            (Some(pass(initramfs().into())), format!("{usual} {} -- {slots}{}", plan.parameters, plan.words))
+        };
+        let kernel = plan.bare.or(plan.kernel).map_or_else(kernel, Ok)?;
         let mut disks = Vec::new();
         for (extents, read_only) in plan.disks {
             let extents =
@@ -256,11 +264,8 @@ impl Machine {
             vcpus: plan.vcpus,
             memory_mib: plan.memory_mib,
             kernel: pass(kernel.into()),
-            initramfs: Some(pass(initramfs().into())),
-            cmdline: format!(
-                "console=ttyS0 console=hvc0 panic=-1 reboot=k {} -- {slots}{}",
-                plan.parameters, plan.words
-            ),
+            initramfs,
+            cmdline,
             disks,
             vsock: Some(VsockSpec { cid: 3, streams }),
             console: Some(pass(output)),
@@ -318,7 +323,18 @@ impl Machine {
         std::iter::from_fn(|| next_event(control, deadline)).find(wanted).expect("the event comes")
     }
 
-    fn console(&mut self) -> String {
+    /// The monitor's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the monitor has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What the console shows.
+    pub(crate) fn console(&mut self) -> String {
         let mut copy = self.console.try_clone().unwrap();
         let at = copy.stream_position().unwrap();
         let mut text = vec![0; usize::try_from(at).unwrap()];

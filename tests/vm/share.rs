@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
 const MIB: u64 = 1 << 20;
 
 /// A file server that ends with the case.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -34,7 +34,7 @@ impl Drop for Server {
 }
 
 /// Serves this folder to who holds the socket.
-fn serve(folder: &Path) -> (Server, UnixStream) {
+pub(crate) fn serve(folder: &Path) -> (Server, UnixStream) {
     let address = folder.with_extension("socket");
     let listener = UnixListener::bind(&address).unwrap();
     let socket = UnixStream::connect(&address).unwrap();

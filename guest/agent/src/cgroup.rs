@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount};
@@ -13,6 +14,9 @@ pub(crate) const MOUNT: &str = "/cgroup";
 
 /// The command's group.
 pub(crate) const GROUP: &str = "/cgroup/workload";
+
+/// How long the group's processes may take to stop: one that waits for a disk stops when it has its answer.
+const HOLDING: Duration = Duration::from_secs(5);
 
 /// The group that the command is born in.
 pub(crate) struct Workload {
@@ -68,6 +72,29 @@ pub(crate) fn change(memory_bytes: Option<u64>, pids: Option<u32>) -> Result<(),
         Some(0) => set("pids.max", "max"),
         Some(most) => set("pids.max", &most.to_string()),
     }
+}
+
+/// Holds all processes of the group where they are, or gives up after a while and lets them go on.
+pub(crate) fn hold() -> Result<(), Trouble> {
+    set("cgroup.freeze", "1")?;
+    let deadline = Instant::now() + HOLDING;
+    let path = format!("{GROUP}/cgroup.events");
+    loop {
+        let events = fs::read_to_string(&path).doing(|| format!("read {path}"));
+        match events {
+            Ok(events) if events.lines().any(|line| line == "frozen 1") => return Ok(()),
+            Ok(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            other => {
+                set("cgroup.freeze", "0")?;
+                return other.and(Err(Trouble::new("hold the command", "a process of it does not stop")));
+            }
+        }
+    }
+}
+
+/// Lets them go on.
+pub(crate) fn release() -> Result<(), Trouble> {
+    set("cgroup.freeze", "0")
 }
 
 fn set(file: &str, value: &str) -> Result<(), Trouble> {

@@ -13,8 +13,9 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::thread::Builder;
 
-use duplex_wire::{Decoder, FailureKind, Task, ToGuest, Transfer, encode};
+use duplex_wire::{Decoder, FailureKind, Names, Task, ToGuest, Transfer, encode};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -54,18 +55,23 @@ pub(crate) enum Entered {
     Failed(Failure),
 }
 
+/// Gives the sandbox of the process behind `first` other names. All its processes are held, so a thread of the agent may join its namespaces: it has
+/// ended when they go on.
+pub(crate) fn rename(names: Names, first: &OwnedFd) -> Result<(), Trouble> {
+    let first = first.try_clone().doing(|| "duplicate a handle".into())?;
+    let work = move || {
+        sys::have_own_root().doing(|| "have a root of its own".into())?;
+        let namespaces = ThreadNameSpaceType::MOUNT.union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME);
+        move_into_thread_name_spaces(first.as_fd(), namespaces).doing(|| "join the command's namespaces".into())?;
+        inside::rename(&names)
+    };
+    let thread = Builder::new().name("names".to_owned()).spawn(work).doing(|| "start the names thread".into())?;
+    thread.join().map_err(|_| Trouble::new("rename the sandbox", "its thread has failed"))?
+}
+
 /// Makes a process beside the one behind `first`. It is our child.
 pub(crate) fn enter(task: &Task, first: BorrowedFd<'_>, ends: Option<ChildEnds>) -> Result<Entered, Trouble> {
-    let (ours, theirs) = Channel::pair()?;
-    let mut helper = Helper(
-        Command::new(PROGRAM)
-            .arg(ARGUMENT)
-            .env_clear()
-            .stdin(Stdio::from(theirs.into_fd()))
-            .stdout(Stdio::null())
-            .spawn()
-            .doing(|| format!("start {PROGRAM} {ARGUMENT}"))?,
-    );
+    let (mut helper, ours) = Helper::start()?;
     let orders = orders(task)?;
     let pipes =
         ends.iter().flat_map(|e| [Some(e.stdout.as_fd()), Some(e.stderr.as_fd()), e.stdin.as_ref().map(AsFd::as_fd)]);
@@ -100,6 +106,18 @@ pub(crate) fn enter(task: &Task, first: BorrowedFd<'_>, ends: Option<ChildEnds>)
 struct Helper(Child);
 
 impl Helper {
+    /// With the channel to it.
+    fn start() -> Result<(Self, Channel), Trouble> {
+        let (ours, theirs) = Channel::pair()?;
+        let child = Command::new(PROGRAM)
+            .arg(ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .spawn();
+        Ok((Self(child.doing(|| format!("start {PROGRAM} {ARGUMENT}"))?), ours))
+    }
+
     fn wait(&mut self) {
         let _ = self.0.wait();
     }

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use duplex_wire::{Decoder, HOST_CID, Start, ToGuest, ToHost, encode, port};
+use duplex_wire::{Decoder, GoOn, HOST_CID, Start, ToGuest, ToHost, encode, port};
 
 use crate::sys;
 use crate::trouble::{Doing, Trouble};
@@ -17,17 +17,28 @@ pub(crate) struct Host {
     speaker: Speaker,
 }
 
-/// Tells the host from any thread.
+/// Tells the host from any thread. In a machine that goes on elsewhere, whoever spoke to the host before speaks to nobody.
 #[derive(Clone)]
-pub(crate) struct Speaker(Arc<Mutex<File>>);
+pub(crate) struct Speaker {
+    wire: Arc<Mutex<Wire>>,
+    turn: u32,
+}
+
+struct Wire {
+    stream: File,
+    turn: u32,
+}
 
 impl Speaker {
     /// Sends a message, whole.
     pub(crate) fn tell(&self, message: &ToHost) -> Result<(), Trouble> {
         let frame = encode(message).map_err(|e| Trouble::new("encode a message", e))?;
         // One who panicked while writing has ended the agent.
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.write_all(&frame).doing(|| "send the host a message".into())
+        let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        if wire.turn != self.turn {
+            return Ok(());
+        }
+        wire.stream.write_all(&frame).doing(|| "send the host a message".into())
     }
 }
 
@@ -42,12 +53,27 @@ pub(crate) enum Heard {
 impl Host {
     /// Connects and says hello.
     pub(crate) fn connect() -> Result<Self, Trouble> {
-        let stream = sys::vsock_connect(HOST_CID, port::CONTROL).doing(|| "reach the host".into())?;
-        let stream = File::from(stream);
-        let speaker = Speaker(Arc::new(Mutex::new(stream.try_clone().doing(|| "duplicate the host's stream".into())?)));
+        let (stream, again) = reach()?;
+        let speaker = Speaker { wire: Arc::new(Mutex::new(Wire { stream: again, turn: 0 })), turn: 0 };
         let host = Self { stream, decoder: Decoder::default(), speaker };
-        host.tell(&ToHost::Hello { agent: env!("CARGO_PKG_VERSION").to_owned() })?;
+        host.hello()?;
         Ok(host)
+    }
+
+    /// The same for the host that the machine goes on with.
+    pub(crate) fn connect_anew(&mut self) -> Result<(), Trouble> {
+        let (stream, again) = reach()?;
+        let turn = {
+            let mut wire = self.speaker.wire.lock().unwrap_or_else(PoisonError::into_inner);
+            *wire = Wire { stream: again, turn: wire.turn.wrapping_add(1) };
+            wire.turn
+        };
+        (self.stream, self.decoder, self.speaker.turn) = (stream, Decoder::default(), turn);
+        self.hello()
+    }
+
+    fn hello(&self) -> Result<(), Trouble> {
+        self.tell(&ToHost::Hello { agent: env!("CARGO_PKG_VERSION").to_owned() })
     }
 
     /// Sends a message.
@@ -66,6 +92,15 @@ impl Host {
             Heard::Message(ToGuest::Start(start)) => Ok(*start),
             Heard::Message(_) => Err(Trouble::new("start", "the host's first message is not Start")),
             Heard::End => Err(Trouble::new("start", "the host ended the connection")),
+        }
+    }
+
+    /// Waits for what a machine that goes on is told.
+    pub(crate) fn receive_go_on(&mut self) -> Result<GoOn, Trouble> {
+        match self.hear()? {
+            Heard::Message(ToGuest::GoOn(orders)) => Ok(*orders),
+            Heard::Message(_) => Err(Trouble::new("go on", "the host's first message is not GoOn")),
+            Heard::End => Err(Trouble::new("go on", "the host ended the connection")),
         }
     }
 
@@ -98,6 +133,14 @@ impl Host {
             }
         }
     }
+}
+
+/// The control stream, twice.
+fn reach() -> Result<(File, File), Trouble> {
+    let stream = sys::vsock_connect(HOST_CID, port::CONTROL).doing(|| "reach the host".into())?;
+    let stream = File::from(stream);
+    let again = stream.try_clone().doing(|| "duplicate the host's stream".into())?;
+    Ok((stream, again))
 }
 
 impl AsFd for Host {

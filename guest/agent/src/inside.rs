@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use duplex_wire::{
-    Accounts, DEFAULT_OPEN_FILES, DEFAULT_PATH, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessLimit, ProcessSpec,
-    Start, Sysctl, TerminalSize, Tmpfs, environment,
+    Accounts, DEFAULT_OPEN_FILES, DEFAULT_PATH, FailureKind, Identity, MAX_ACCOUNTS_FILE, Names, ProcessLimit,
+    ProcessSpec, Start, Sysctl, TerminalSize, Tmpfs, environment,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, Uid, makedev, mknodat, symlinkat};
 use rustix::io::Errno;
@@ -18,7 +18,7 @@ use crate::launch::Channel;
 use crate::program::{self, Failure};
 use crate::stdio::ChildEnds;
 use crate::trouble::{Doing, Trouble};
-use crate::{root, sys};
+use crate::{boot, root, sys};
 
 const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
@@ -152,7 +152,7 @@ fn prepare(start: &Start, ends: Option<ChildEnds>, channel: &Channel) -> Result<
     mount_all()?;
     start.tmpfs.iter().try_for_each(mount_tmpfs)?;
     make_devices()?;
-    write_network_files(start)?;
+    write_network_files(&start.names())?;
     start.sysctls.iter().try_for_each(set_sysctl)?;
     close_kernel_interfaces()?;
     let identity = find_identity(process)?;
@@ -230,9 +230,9 @@ fn make_devices() -> Result<(), Trouble> {
 }
 
 /// Replaces the files that a container engine gives every container.
-fn write_network_files(start: &Start) -> Result<(), Trouble> {
-    let hostname = format!("{}\n", start.hostname);
-    let files = [("/etc/hosts", &start.hosts), ("/etc/hostname", &hostname), ("/etc/resolv.conf", &start.resolv_conf)];
+fn write_network_files(names: &Names) -> Result<(), Trouble> {
+    let hostname = format!("{}\n", names.hostname);
+    let files = [("/etc/hosts", &names.hosts), ("/etc/hostname", &hostname), ("/etc/resolv.conf", &names.resolv_conf)];
     make_folder("/etc")?;
     for (path, content) in files {
         match std::fs::remove_file(path) {
@@ -266,6 +266,22 @@ fn close_kernel_interfaces() -> Result<(), Trouble> {
         mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | SAFE, "").doing(|| format!("close {path}"))?;
     }
     Ok(())
+}
+
+/// Gives the sandbox, in whose namespaces this process is, other names. A root that is closed is opened meanwhile, which only this process sees:
+/// the command is held.
+pub(crate) fn rename(names: &Names) -> Result<(), Trouble> {
+    boot::set_hostname(&names.hostname)?;
+    let flags = rustix::fs::statvfs("/").doing(|| "look at the root".into())?.f_flag;
+    let closed = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    if closed {
+        mount_remount("/", MountFlags::BIND, "").doing(|| "open the root".into())?;
+    }
+    let written = write_network_files(names);
+    if closed {
+        close_root()?;
+    }
+    written
 }
 
 fn close_root() -> Result<(), Trouble> {

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use duplex_wire::{FailureKind, Start};
+use duplex_wire::{Connected, FailureKind, Start};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -43,7 +43,9 @@ pub(crate) struct Command {
     pub(crate) process: OwnedFd,
     /// Its terminal's master, if it has a terminal.
     pub(crate) terminal: Option<OwnedFd>,
-    /// The threads that move its output.
+    /// What its standard streams are.
+    pub(crate) connected: Connected,
+    /// Its streams, and the threads that move its output.
     pub(crate) output: Output,
 }
 
@@ -190,7 +192,8 @@ impl Channel {
 /// Starts the command. While its process prepares, the streams to the host are connected.
 pub(crate) fn launch(start: &Start, workload: &Workload) -> Result<Launched, Trouble> {
     let (ours, theirs) = Channel::pair()?;
-    let (child_ends, agent_ends) = stdio::pipes(start.process.connected())?;
+    let connected = start.process.connected();
+    let (child_ends, agent_ends) = stdio::pipes(connected)?;
     let process = match sys::give_birth(workload.as_fd()).doing(|| "make the command's process".into())? {
         Born::Parent(process) => process,
         Born::Child => {
@@ -201,13 +204,13 @@ pub(crate) fn launch(start: &Start, workload: &Workload) -> Result<Launched, Tro
     };
     drop((theirs, child_ends));
     std::fs::write("/proc/self/oom_score_adj", "-1000").doing(|| "protect the agent from the OOM killer".into())?;
-    let host_ends = HostEnds::connect(start.process.connected())?;
+    let host_ends = HostEnds::connect(connected)?;
     let (terminal, failure) = ours.receive()?;
     if let Some(Failure { kind, text }) = failure {
         return Ok(Launched::Failed { kind, text });
     }
     let output = agent_ends.connect(host_ends, terminal.as_ref())?;
-    Ok(Launched::Running(Command { process, terminal, output }))
+    Ok(Launched::Running(Command { process, terminal, connected, output }))
 }
 
 #[cfg(test)]

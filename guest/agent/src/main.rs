@@ -11,6 +11,7 @@ mod enter;
 mod host;
 mod inside;
 mod launch;
+mod line;
 mod mounts;
 mod network;
 mod program;

@@ -13,6 +13,9 @@ use crate::stdio::{self, AgentEnds, HostEnds, thread};
 use crate::sys;
 use crate::trouble::{Doing, Trouble};
 
+/// SIGKILL.
+const KILL: u8 = 9;
+
 /// All that run.
 #[derive(Clone, Default)]
 pub(crate) struct Sessions(Arc<Mutex<BTreeMap<u32, Session>>>);
@@ -70,6 +73,7 @@ impl Sessions {
     /// To the end. The process is reaped as soon as it ends: the command's own end waits for that (pid_namespaces(7)).
     fn serve(&self, session: u32, streams: stdio::Streams, host: &Speaker) -> Result<(), Trouble> {
         let process = self.lock().get(&session).map(|s| Arc::clone(&s.process));
+        // One that was ended before it was served is reaped with the machine.
         let process = process.ok_or_else(|| Trouble::new("serve a session", "it is not there"))?;
         let ending = sys::reap(&process).doing(|| "reap a session's process".into());
         self.lock().remove(&session);
@@ -83,6 +87,14 @@ impl Sessions {
         let sent = process.map_or(Ok(()), |process| sys::signal(&process, signal));
         sent.or_else(|e| if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(e) })
             .doing(|| format!("send a session signal {signal}"))
+    }
+
+    /// Ends all: whoever asked for them is not there any more.
+    pub(crate) fn end_all(&self) {
+        for session in std::mem::take(&mut *self.lock()).into_values() {
+            // One that has ended needs no signal.
+            let _ = sys::signal(&session.process, KILL);
+        }
     }
 
     /// Sets the size of a session's terminal.

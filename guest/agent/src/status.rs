@@ -36,6 +36,7 @@ fn look(question: Question) -> Result<Answer, Trouble> {
             let counters = Counters::of_cgroup(|name| std::fs::read_to_string(format!("{GROUP}/{name}")).ok());
             Ok(Answer::Counters(counters.with_network(&text("/proc/net/dev")?)))
         }
+        Question::Hold | Question::Release => Err(Trouble::new("answer", "the command is held by another thread")),
         Question::Limit { memory_bytes, pids } => {
             let counters = Counters::of_cgroup(|name| std::fs::read_to_string(format!("{GROUP}/{name}")).ok());
             let used = counters.memory_bytes.unwrap_or(0);

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::line::{Line, Lines};
 use crate::sys;
 use crate::trouble::{Doing, Trouble};
 
@@ -45,8 +46,11 @@ pub(crate) struct HostEnds {
     stderr: Option<OwnedFd>,
 }
 
-/// The threads that move the command's output. Each ends when the last holder of the stream's other end is gone.
-pub(crate) struct Output(Vec<JoinHandle<()>>);
+/// The command's streams, and the threads that move its output. Each ends when the last holder of the stream's other end is gone.
+pub(crate) struct Output {
+    lines: Lines,
+    threads: Vec<JoinHandle<()>>,
+}
 
 /// Makes the pipes, unless the command has a terminal.
 pub(crate) fn pipes(connected: Connected) -> Result<(Option<ChildEnds>, AgentEnds), Trouble> {
@@ -73,6 +77,12 @@ impl HostEnds {
 }
 
 impl HostEnds {
+    /// By port.
+    pub(crate) fn by_port(self) -> impl Iterator<Item = (u32, File)> {
+        let ends = [(port::STDIN, self.stdin), (port::STDOUT, Some(self.stdout)), (port::STDERR, self.stderr)];
+        ends.into_iter().filter_map(|(port, end)| Some((port, File::from(end?))))
+    }
+
     /// Connects the streams of a session on these ports.
     pub(crate) fn connect_session(connected: Connected, [stdin, stdout, stderr]: [u32; 3]) -> Result<Self, Trouble> {
         let connect =
@@ -126,8 +136,8 @@ impl AgentEnds {
         let stdin = host.stdin.as_ref().map(again).transpose()?;
         if let (Some(from), Some(to)) = (host.stdin, input) {
             match terminal {
-                None => thread("session in", move || to_command(from, to))?,
-                Some(_) => thread("session in", move || to_terminal(from, to))?,
+                None => thread("session in", move || to_session(from, to))?,
+                Some(_) => thread("session in", move || to_terminal_of_session(from, to))?,
             };
         }
         let outputs: Vec<(OwnedFd, OwnedFd)> = outputs;
@@ -141,40 +151,50 @@ impl AgentEnds {
 
     /// Starts to move bytes. `terminal` is the master of the command's terminal, if it has one.
     pub(crate) fn connect(self, host: HostEnds, terminal: Option<&OwnedFd>) -> Result<Output, Trouble> {
-        let mut output = Vec::new();
+        let lines = Lines::new(host.by_port());
+        let line = |port| lines.line(port);
+        let mut threads = Vec::new();
         match (self, terminal) {
             (Self::Pipes { stdin, stdout, stderr }, _) => {
-                if let (Some(from), Some(to)) = (host.stdin, stdin) {
+                if let (Some(from), Some(to)) = (line(port::STDIN), stdin) {
                     thread("stdin", move || to_command(from, to))?;
                 }
-                output.push(thread("stdout", move || to_host(stdout, host.stdout))?);
-                if let Some(to) = host.stderr {
-                    output.push(thread("stderr", move || to_host(stderr, to))?);
+                for (name, from, port) in [("stdout", stdout, port::STDOUT), ("stderr", stderr, port::STDERR)] {
+                    if let Some(to) = line(port) {
+                        threads.push(thread(name, move || to_host(from, to))?);
+                    }
                 }
             }
             (Self::Terminal { stdin }, Some(master)) => {
                 let again = |fd: &OwnedFd| fd.try_clone().doing(|| "duplicate the terminal".into());
-                if let (true, Some(from)) = (stdin, host.stdin) {
+                if let (true, Some(from)) = (stdin, line(port::STDIN)) {
                     let to = again(master)?;
                     thread("terminal in", move || to_terminal(from, to))?;
                 }
                 let from = again(master)?;
-                output.push(thread("terminal out", move || to_host(from, host.stdout))?);
+                if let Some(to) = line(port::STDOUT) {
+                    threads.push(thread("terminal out", move || to_host(from, to))?);
+                }
             }
             (Self::Terminal { .. }, None) => {
                 return Err(Trouble::new("connect the terminal", "the command's process did not send it"));
             }
         }
-        Ok(Output(output))
+        Ok(Output { lines, threads })
     }
 }
 
 impl Output {
     /// Waits until the last byte is with the host, or the host wants no more.
     pub(crate) fn flush(self) {
-        for thread in self.0 {
+        for thread in self.threads {
             let _ = thread.join();
         }
+    }
+
+    /// The command's streams.
+    pub(crate) fn lines(&self) -> &Lines {
+        &self.lines
     }
 }
 
@@ -184,32 +204,89 @@ pub(crate) fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result
 
 /// The host's bytes go to the command. The command sees the end of its input when the host's has come; when it closes its input, the
 /// host is told to send no more.
-fn to_command(from: OwnedFd, to: OwnedFd) {
-    let (mut from, mut to) = (File::from(from), File::from(to));
-    copy(&mut from, &mut to);
-    drop(to);
-    let _ = shutdown(&from, Shutdown::Both);
+fn to_command(mut from: Line, to: OwnedFd) {
+    move_in(&mut from, &mut File::from(to));
+    let _ = shutdown(from.stream(), Shutdown::Both);
 }
 
 /// What a terminal in its usual mode takes as the end of input (`VEOF`, Ctrl-D).
 const END_OF_INPUT: u8 = 4;
 
 /// The host's bytes go to the terminal. Its output goes on when the input has ended.
-fn to_terminal(from: OwnedFd, to: OwnedFd) {
+fn to_terminal(mut from: Line, to: OwnedFd) {
+    let mut to = File::from(to);
+    move_in(&mut from, &mut to);
+    let _ = to.write_all(&[END_OF_INPUT]);
+    let _ = shutdown(from.stream(), Shutdown::Both);
+}
+
+/// The command's bytes go to the host. When the host wants no more, the command's next write fails, as it would on the host.
+fn to_host(from: OwnedFd, mut to: Line) {
+    move_out(&mut File::from(from), &mut to);
+    // A machine that goes on elsewhere has another stream by now.
+    while shutdown(to.stream(), Shutdown::Write).is_err() && to.another() {}
+    // The host's end of the stream closes after it has read all. Keeping this end open until then keeps the kernel from dropping bytes.
+    std::mem::forget(to);
+}
+
+/// Moves the host's bytes until either side ends.
+fn move_in(from: &mut Line, to: &mut File) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.stream().read(&mut buffer) {
+            Ok(count @ 1..) => {
+                if to.write_all(buffer.get(..count).unwrap_or(&[])).is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            _ => {
+                if !from.another() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Moves the command's bytes until either side ends. A terminal whose command has gone answers reads with EIO: that is its end.
+fn move_out(from: &mut File, to: &mut Line) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(count @ 1..) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            _ => return,
+        };
+        let mut rest = buffer.get(..count).unwrap_or(&[]);
+        while !rest.is_empty() {
+            match to.stream().write(rest) {
+                Ok(count @ 1..) => rest = rest.get(count..).unwrap_or(&[]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                _ => {
+                    if !to.another() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// As [`to_command`], for a session.
+fn to_session(from: OwnedFd, to: OwnedFd) {
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    copy(&mut from, &mut to);
+    drop(to);
+    let _ = shutdown(&from, Shutdown::Both);
+}
+
+/// As [`to_terminal`], for a session.
+fn to_terminal_of_session(from: OwnedFd, to: OwnedFd) {
     let (mut from, mut to) = (File::from(from), File::from(to));
     copy(&mut from, &mut to);
     let _ = to.write_all(&[END_OF_INPUT]);
     let _ = shutdown(&from, Shutdown::Both);
-}
-
-/// The command's bytes go to the host. When the host wants no more, the command's next write fails, as it would on the host.
-fn to_host(from: OwnedFd, to: OwnedFd) {
-    let (mut from, mut to) = (File::from(from), File::from(to));
-    copy(&mut from, &mut to);
-    drop(from);
-    let _ = shutdown(&to, Shutdown::Write);
-    // The host's end of the stream closes after it has read all. Keeping this end open until then keeps the kernel from dropping bytes.
-    std::mem::forget(to);
 }
 
 /// As [`to_host`], and ends with the session's process: what it has written is moved, what others may still write is not waited for.
@@ -240,7 +317,7 @@ fn until_ended(from: OwnedFd, to: OwnedFd, ended: &OwnedFd) {
     while let Ok(1..) = sink.read(&mut buffer) {}
 }
 
-/// Moves bytes until either side ends. A terminal whose command has gone answers reads with EIO: that is its end.
+/// Moves bytes until either side ends.
 fn copy(from: &mut impl Read, to: &mut impl Write) {
     let mut buffer = vec![0; CHUNK];
     loop {

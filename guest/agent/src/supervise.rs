@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use duplex_wire::{Effect, Ending, FailureKind, ToGuest, ToHost, effect};
+use duplex_wire::{Answer, Effect, Ending, FailureKind, Question, ToGuest, ToHost, effect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -11,8 +11,9 @@ use crate::inside::set_terminal_size;
 use crate::launch::Command;
 use crate::session::Sessions;
 use crate::slots::Slots;
+use crate::stdio::HostEnds;
 use crate::trouble::{Doing, Trouble};
-use crate::{status, sys};
+use crate::{boot, cgroup, enter, status, sys};
 
 /// When devices are looked for that no command waits for: one that ends before does not pay for them.
 const LATER: Duration = Duration::from_secs(1);
@@ -47,9 +48,12 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host, mut slots: Option<Sl
             break;
         }
         if spoken {
-            match host.hear()? {
-                Heard::Message(message) => obey(&command, message, host, &mut state)?,
-                Heard::End => return Err(Trouble::new("go on", "the host is gone")),
+            match host.hear() {
+                Ok(Heard::Message(message)) => obey(&command, message, host, &mut state)?,
+                // The connection of a machine that goes on elsewhere has ended.
+                Ok(Heard::End) | Err(_) if state.held => go_on(&command, host, &mut state)?,
+                Ok(Heard::End) => return Err(Trouble::new("go on", "the host is gone")),
+                Err(trouble) => return Err(trouble),
             }
         }
     }
@@ -67,14 +71,53 @@ pub(crate) fn to_the_end(command: Command, host: &mut Host, mut slots: Option<Sl
 struct State {
     ended_by: Option<u8>,
     sessions: Sessions,
+    /// The command's processes do not run, and the machine may be saved.
+    held: bool,
+}
+
+/// Goes on as another sandbox: new randomness, time, names and streams before the command's next instruction.
+fn go_on(command: &Command, host: &mut Host, state: &mut State) -> Result<(), Trouble> {
+    host.connect_anew()?;
+    let orders = host.receive_go_on()?;
+    boot::seed_entropy(&orders.seed)?;
+    boot::set_clock(orders.realtime_ns)?;
+    state.sessions.end_all();
+    boot::set_hostname(&orders.names.hostname)?;
+    enter::rename(orders.names, &command.process)?;
+    let lines = command.output.lines();
+    lines.replace(HostEnds::connect(command.connected)?.by_port());
+    release(command, state)?;
+    host.tell(&ToHost::Started)
+}
+
+/// Holds the command's processes, so that the machine may be saved.
+fn hold(command: &Command, state: &mut State) -> Result<(), Trouble> {
+    if !state.held {
+        cgroup::hold()?;
+        command.output.lines().hold();
+        state.held = true;
+    }
+    Ok(())
+}
+
+fn release(command: &Command, state: &mut State) -> Result<(), Trouble> {
+    command.output.lines().release();
+    state.held = false;
+    cgroup::release()
 }
 
 fn obey(command: &Command, message: ToGuest, host: &mut Host, state: &mut State) -> Result<(), Trouble> {
-    let sessions = &state.sessions;
+    let sessions = state.sessions.clone();
     let done = match (message, &command.terminal) {
         (ToGuest::Signal(signal), _) => deliver(command, signal, &mut state.ended_by),
         (ToGuest::Resize(size), Some(terminal)) => set_terminal_size(terminal, size),
         (ToGuest::Resize(_), None) => Err(Trouble::new("set the terminal's size", "the command has no terminal")),
+        (ToGuest::GoOn(_), _) => Err(Trouble::new("go on", "the command goes on already")),
+        (ToGuest::Ask { number, question: question @ (Question::Hold | Question::Release) }, _) => {
+            let done = if question == Question::Hold { hold(command, state) } else { release(command, state) };
+            let answer = done.map(|()| Answer::Done).map_err(|trouble| trouble.chain());
+            return host.tell(&ToHost::Answer { number, answer });
+        }
         (ToGuest::Start(_), _) => Err(Trouble::new("start", "the command runs already")),
         (ToGuest::Open { session, task }, _) => {
             let first = command.process.try_clone().doing(|| "duplicate a handle".into());

@@ -209,6 +209,12 @@ pub(crate) fn execute(path: &CStr, args: &[CString], environment: &[CString]) ->
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
+/// Gives the calling thread a root and a working folder that it does not share with other threads, as joining a mount namespace asks for (setns(2)).
+pub(crate) fn have_own_root() -> io::Result<()> {
+    // SAFETY: descriptors stay shared: only the file system context is the thread's own from then on, which no other thread relies on.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?)
+}
+
 /// Ends a process that does not become a program.
 pub(crate) fn leave(code: u8) -> ! {
     // SAFETY: _exit(2) runs no handler and never returns.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Version of the protocol. Any change to a message's encoding is a new version.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Length of a frame's header in bytes.
 pub const HEADER: usize = 8;

@@ -17,7 +17,7 @@ mod users;
 
 pub use environment::{DEFAULT_PATH, environment};
 pub use frame::{Decoder, HEADER, Message, VERSION, WireError, encode};
-pub use message::{Ending, FailureKind, Mount, MountSource, Root, Start, ToGuest, ToHost};
+pub use message::{Ending, FailureKind, GoOn, Mount, MountSource, Names, Root, Start, ToGuest, ToHost};
 pub use network::Network;
 pub use process::{Capability, Connected, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILES, ProcessSpec, TerminalSize};
 pub use procfs::{Pid, ProcessEntry, command_line, process_entry, processes};

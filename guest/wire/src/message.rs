@@ -10,6 +10,14 @@
 //!   | <-- end of the connection -- |   the host has read all: the machine may go
 //! ```
 //!
+//! A machine may be saved while its command is held ([`crate::Question::Hold`]). One that goes on elsewhere finds that its connection has ended:
+//!
+//! ```text
+//!   | -- Hello ------------------> |
+//!   | <------------------- GoOn -- |   who it is from now on
+//!   | -- Started ----------------> |   the command goes on, its streams connected anew; sessions have ended
+//! ```
+//!
 //! Between `Started` and `Exited` the host may open sessions, each a further process beside the command, and ask questions. Every session
 //! and every question has a number that the host gives out once in a sandbox's life:
 //!
@@ -63,6 +71,9 @@ pub enum ToGuest {
         /// The question.
         question: Question,
     },
+    /// Go on as this sandbox. Sent once, as the answer to the [`ToHost::Hello`] of a machine that was saved while its command was held, and goes on
+    /// elsewhere; answered by [`ToHost::Started`].
+    GoOn(Box<GoOn>),
 }
 
 /// One sandbox as the agent sees it.
@@ -96,9 +107,37 @@ pub struct Start {
     pub mounts: Vec<Mount>,
 }
 
+/// What is another's in a sandbox that goes on from a saved one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoOn {
+    /// The names that it has, and where it finds others.
+    pub names: Names,
+    /// As [`Start::seed`].
+    pub seed: Vec<u8>,
+    /// As [`Start::realtime_ns`].
+    pub realtime_ns: u64,
+}
+
+/// The names of a sandbox, as files and as the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Host name.
+    pub hostname: String,
+    /// Content of `/etc/hosts`.
+    pub hosts: String,
+    /// Content of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+}
+
 impl Start {
     /// Fewest bytes of [`Start::seed`].
     pub const MIN_SEED: usize = 32;
+
+    /// Its names.
+    pub fn names(&self) -> Names {
+        let Self { hostname, hosts, resolv_conf, .. } = self;
+        Names { hostname: hostname.clone(), hosts: hosts.clone(), resolv_conf: resolv_conf.clone() }
+    }
 }
 
 /// Where the root file system comes from.

@@ -42,6 +42,10 @@ pub enum Question {
         /// Most processes; 0 is no limit.
         pids: Option<u32>,
     },
+    /// Hold all its processes where they are, and answer [`Answer::Done`] when they stand.
+    Hold,
+    /// Let them go on, and answer [`Answer::Done`].
+    Release,
 }
 
 /// What is answered.

@@ -22,7 +22,7 @@ type Answer = Result<ExitCode, Box<dyn std::error::Error>>;
 /// One program: name, arguments, one line of help, body.
 struct Program(&'static str, &'static str, &'static str, fn(&[String]) -> Answer);
 
-const PROGRAMS: [Program; 21] = [
+const PROGRAMS: [Program; 22] = [
     Program("hello", "", "print one line", plain::hello),
     Program("true", "", "succeed", plain::succeed),
     Program("false", "", "fail", plain::fail),
@@ -37,6 +37,7 @@ const PROGRAMS: [Program; 21] = [
     Program("spin", "[SECONDS]", "use one processor, for ever or for so long", process::spin),
     Program("spawn", "COUNT", "fork, execute and reap so many processes", process::spawn),
     Program("getpid", "COUNT", "so many getpid system calls", process::getpid),
+    Program("call", "ABI NUMBER [ARG...]", "one system call of abi 64 or 32: what it answers", process::call),
     Program("file-io", "MIB [FILE]", "write a file of this size, read it, remove it", files::file_io),
     Program("eat", "MIB", "take memory until there is this much, or none", memory::eat),
     Program("touch-pages", "MIB", "map memory and write to each of its pages", memory::touch_pages),

@@ -60,3 +60,19 @@ pub(crate) fn getpid(args: &[String]) -> Answer {
     measured("calls", count, began);
     Ok(ExitCode::SUCCESS)
 }
+
+/// Prints the error's number, or `ok` with what the call returned. A pointer among the arguments is one to nowhere.
+pub(crate) fn call(args: &[String]) -> Answer {
+    let arguments: Vec<u64> = (2..args.len()).map(|place| number(args, place, "ARG")).collect::<Result<_, _>>()?;
+    let number = number(args, 1, "NUMBER")?;
+    let answer = match args.first().map(String::as_str) {
+        Some("64") => sys::call(number, &arguments),
+        Some("32") => sys::call_32(number, &arguments),
+        _ => return Err("ABI is neither 64 nor 32".into()),
+    };
+    match answer {
+        answer if (-4095..0).contains(&answer) => println!("error {}", -answer),
+        answer => println!("ok {answer}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

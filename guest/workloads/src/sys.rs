@@ -51,3 +51,51 @@ pub(crate) fn getpid() {
     // SAFETY: getpid(2) takes nothing and cannot fail.
     unsafe { libc::syscall(libc::SYS_getpid) };
 }
+
+/// Any system call by number: what it returns. Meant for calls that a kernel or a filter refuses, and for those that only ask.
+pub(crate) fn call(number: u32, arguments: &[u64]) -> i64 {
+    let argument = |place: usize| arguments.get(place).copied().unwrap_or(0);
+    let answer: i64;
+    // SAFETY: the registers that the kernel writes are named. What the call does to this process is what its caller asked for: no reference of
+    // Rust's leads to what it may change, for no argument is an address of this program's.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") i64::from(number) => answer,
+            in("rdi") argument(0),
+            in("rsi") argument(1),
+            in("rdx") argument(2),
+            in("r10") argument(3),
+            in("r8") argument(4),
+            in("r9") argument(5),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    answer
+}
+
+/// As a program of 32 bits makes it: by interrupt 0x80, whose numbers are others. Three arguments.
+pub(crate) fn call_32(number: u32, arguments: &[u64]) -> i64 {
+    let argument = |place: usize| arguments.get(place).copied().unwrap_or(0);
+    let answer: i64;
+    // SAFETY: as for `call`. The compiler keeps rbx for itself, so it is exchanged and given back; the kernel clears r8 to r11.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {first}",
+            "int 0x80",
+            "xchg rbx, {first}",
+            first = inout(reg) argument(0) => _,
+            inlateout("rax") i64::from(number) => answer,
+            in("rcx") argument(1),
+            in("rdx") argument(2),
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("r10") _,
+            lateout("r11") _,
+        );
+    }
+    // What it returns has 32 bits.
+    let [a, b, c, d, ..] = answer.to_le_bytes();
+    i64::from(i32::from_le_bytes([a, b, c, d]))
+}

@@ -13,7 +13,7 @@ use crate::spec::{Cpus, MemorySize};
     after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 3 worse than the baseline, 125 wrong usage."
 )]
 pub(crate) struct CompareArgs {
-    /// One side: [NAME=]microvm|container[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
+    /// One side: [NAME=]microvm|container|container-hardened[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,
     /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite

@@ -121,6 +121,12 @@ pub(crate) struct RunArgs {
     /// Drop a capability, or ALL
     #[arg(long, value_name = "CAP")]
     pub cap_drop: Vec<String>,
+    /// As in Docker: seccomp=FILE, seccomp=unconfined (container); no-new-privileges
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub security_opt: Vec<String>,
+    /// No capabilities, no new privileges, fewer system calls, Landlock (container)
+    #[arg(long)]
+    pub hardened: bool,
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub pull: PullPolicy,

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::MeaningError;
+use crate::cli::args::RunArgs;
 use crate::spec::{Capability, DEFAULT_CAPABILITIES};
 
-/// The capabilities of the command: the default ones, all if `ALL` is added, none if `ALL` is dropped; then names are dropped and
-/// added.
-pub(crate) fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<Capability>, MeaningError> {
-    let (add_all, add) = parse(add)?;
-    let (drop_all, drop) = parse(drop)?;
+/// The capabilities of the command: the default ones, all if `ALL` is added, none if `ALL` is dropped or it is hardened; then names are
+/// dropped and added.
+pub(crate) fn capabilities(args: &RunArgs) -> Result<Vec<Capability>, MeaningError> {
+    let (add_all, add) = parse(&args.cap_add)?;
+    let (drop_all, drop) = parse(&args.cap_drop)?;
     let mut set: BTreeSet<Capability> = if add_all {
         (0u8..).zip(Capability::NAMES).map(|(number, _)| Capability(number)).collect()
-    } else if drop_all {
+    } else if drop_all || args.hardened {
         BTreeSet::new()
     } else {
         DEFAULT_CAPABILITIES.into_iter().collect()

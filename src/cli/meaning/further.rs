@@ -68,7 +68,7 @@ mod tests {
             ..SandboxSpec::plain(id.clone(), Isolation::Container, image, process)
         };
         let caller = |name: &str| (name == "MINE").then(|| "m".to_owned());
-        further(&args, &sandbox, &Surroundings { id, variable: &caller, env_files: &[], terminal: None })
+        further(&args, &sandbox, &Surroundings { id, variable: &caller, env_files: &[], profile: None, terminal: None })
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetRate, NetworkSpec, Protocol};
+use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetRate, NetworkSpec, Protocol, Security};
 
 #[derive(Debug, Parser)]
 #[command(disable_help_flag = true)]
@@ -43,9 +43,14 @@ fn meant_for(line: &str, image: &ImageDefaults) -> Result<SandboxSpec, MeaningEr
         id: ID.parse().unwrap(),
         variable: &variable,
         env_files: if line.contains("--env-file") { &files } else { &[] },
+        profile: None,
         terminal: None,
     };
     sandbox(&args(line), image, &digest(), &around)
+}
+
+pub(super) fn refused(line: &str) -> MeaningError {
+    meant_for(line, &image()).unwrap_err()
 }
 
 pub(super) fn meant(line: &str) -> SandboxSpec {
@@ -83,11 +88,13 @@ fn plain() -> SandboxSpec {
         kernel: None,
         kernel_log: None,
         cold: false,
+        from: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         devices: Vec::new(),
         network: NetworkSpec { mode: NetworkMode::User, ..NetworkSpec::default() },
         mounts: Vec::new(),
+        security: Security::default(),
     }
 }
 

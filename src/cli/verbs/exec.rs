@@ -43,6 +43,7 @@ pub(crate) fn exec(context: &Context, args: &ExecArgs) -> Result<u8, Failure> {
         id: id.clone(),
         variable: &environment::variable,
         env_files: &files,
+        profile: None,
         terminal: terminal::size(),
     };
     let process = further(args, spec, &around).map_err(failed)?;

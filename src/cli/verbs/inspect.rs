@@ -15,7 +15,7 @@ use crate::sandbox::posture::{self, Posture};
 use crate::sandbox::roster::Seen;
 use crate::spec::{
     DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetRate, NetworkChoice,
-    Status,
+    SandboxSpec, Seccomp, Status,
 };
 use crate::volume::Volumes;
 
@@ -208,6 +208,17 @@ fn rates(devices: &[DeviceRate], rate: impl Fn(&DeviceRate) -> Option<u64>) -> V
     devices.iter().filter_map(|device| Some(json!({ "Path": device.device, "Rate": rate(device)? }))).collect()
 }
 
+/// As they would be given.
+fn security_options(spec: &SandboxSpec) -> Vec<String> {
+    let gains_none = spec.process.no_new_privileges.then(|| "no-new-privileges".to_owned());
+    let calls = match &spec.security.seccomp {
+        Seccomp::Builtin => None,
+        Seccomp::Unconfined => Some("seccomp=unconfined".to_owned()),
+        Seccomp::Profile(text) => Some(format!("seccomp={text}")),
+    };
+    gains_none.into_iter().chain(calls).collect()
+}
+
 fn host_config(seen: &Seen) -> Value {
     let definition = &seen.definition;
     let Limits { memory, swap, cpus, pids, cpu_shares } = seen.limits();
@@ -234,6 +245,8 @@ fn host_config(seen: &Seen) -> Value {
         "ExtraHosts": network.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect::<Vec<_>>(),
         "Init": definition.spec.init,
         "ReadonlyRootfs": definition.spec.read_only,
+        "SecurityOpt": security_options(&definition.spec),
+        "Hardened": definition.spec.security.hardened,
         "LogConfig": {
             "Type": if log.files == 0 { "none" } else { "local" },
             "Config": { "max-size": log.file_bytes.to_string(), "max-file": log.files.to_string() },

@@ -205,10 +205,12 @@ fn definition(context: &Context, args: &RunArgs, image: &Image) -> Result<Defini
     };
     let env_files = args.process.env_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
     let label_files = args.label_file.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+    let profile = meaning::profile_file(args).map(|file| read(&PathBuf::from(file))).transpose()?;
     let around = Surroundings {
         id: SandboxId::from_bytes(id),
         variable: &environment::variable,
         env_files: &env_files,
+        profile: profile.as_ref().map(|(_, text)| text.as_str()),
         terminal: terminal::size(),
     };
     let defaults = defaults(&image.config);

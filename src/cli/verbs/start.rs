@@ -8,6 +8,7 @@ use crate::cli::output::print;
 use crate::cli::{Context, place};
 use crate::keeper::client;
 use crate::sandbox::roster::{Entry, Roster, Seen};
+use crate::sandbox::snapshots::{Host, Snapshots};
 use crate::spec::{Outcome, SandboxSpec};
 
 /// Why sandboxes are not started.
@@ -55,14 +56,17 @@ pub(crate) fn started(context: &Context, roster: &Roster, seen: &Seen) -> Result
     if seen.standing.status.is_live() && client::runs(&seen.path) {
         return Ok(());
     }
-    let entry = taken(roster, spec)?;
+    let entry = taken(context, roster, spec)?;
     let words = keeping::spawn(context, entry, false).map_err(failed)?;
     words.until_started().map_err(failed)?.map_err(|outcome| not_executed(&outcome))
 }
 
 /// Takes hold of one that does not run, and sees to its volumes.
-fn taken(roster: &Roster, spec: &SandboxSpec) -> Result<Entry, Failure> {
+fn taken(context: &Context, roster: &Roster, spec: &SandboxSpec) -> Result<Entry, Failure> {
     let mut entry = roster.take(&spec.id).map_err(failed)?;
+    let installation = &context.installation;
+    let checked = Snapshots::of(&installation.store).check_again(spec, || Host::here(installation));
+    checked.map_err(failed)?;
     super::run::volumes(&entry.definition).map_err(failed)?;
     entry.at_work().map_err(failed)?;
     Ok(entry)
@@ -76,7 +80,7 @@ fn not_executed(outcome: &Outcome) -> Failure {
 fn connected(context: &Context, roster: &Roster, seen: &Seen, stdin: bool, keys: &[u8]) -> Result<u8, Failure> {
     let spec = &seen.definition.spec;
     if !(seen.standing.status.is_live() && client::runs(&seen.path)) {
-        let entry = taken(roster, spec)?;
+        let entry = taken(context, roster, spec)?;
         let mut words = keeping::spawn(context, entry, true).map_err(failed)?;
         while words.next().map_err(failed)? != Word::Listening {}
     }

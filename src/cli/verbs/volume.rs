@@ -77,7 +77,7 @@ fn create(volumes: &Volumes, args: &VolumeCreateArgs) -> Result<u8, Failure> {
             bytes.iter().map(|b| format!("{b:02x}")).collect()
         }
     };
-    let wanted = Wanted { size: args.size.map(|s| s.0), anonymous: args.name.is_none(), labels };
+    let wanted = Wanted { size: args.size.map(|s| s.0), anonymous: args.name.is_none(), labels, content: None };
     let made = volumes.create(&name, &wanted).map_err(failed)?;
     print(&format!("{}\n", made.name))?;
     Ok(0)
@@ -187,7 +187,7 @@ fn described(volumes: &Volumes, volume: &Volume) -> Result<Value, Failure> {
 }
 
 /// One that fails does not keep the others; the exit code tells.
-fn each(names: &[String], mut act: impl FnMut(&str) -> Result<(), Failure>) -> u8 {
+pub(super) fn each(names: &[String], mut act: impl FnMut(&str) -> Result<(), Failure>) -> u8 {
     let mut code = 0;
     for name in names {
         if let Err(failure) = act(name) {

@@ -66,6 +66,7 @@ struct Fake {
     image: u8,
     boot_id: String,
     time_ms: fn(Isolation) -> u64,
+    held: u64,
     measured: fn(Isolation, u64) -> BTreeMap<String, Measured>,
 }
 
@@ -79,6 +80,7 @@ impl Default for Fake {
             boot_id: BOOT_ID.replace('0', "f"),
             time_ms: |isolation| if isolation == Isolation::MicroVm { 20 } else { 10 },
             measured: |_, _| BTreeMap::new(),
+            held: 0,
         }
     }
 }
@@ -134,6 +136,9 @@ impl Runner for Fake {
             processors: Some(1),
             memory_max: Some(512 * MIB),
             cpu_max: Some(1000),
+            seccomp: Some(if own { 0 } else { 2 }),
+            effective: Some(self.held),
+            no_new_privileges: Some(true),
         })
     }
 }
@@ -254,6 +259,11 @@ fn an_allowed_difference_is_told_above_the_table() {
 fn an_arm_that_is_not_what_it_says_is_refused() {
     let text = refused(&plan(), Fake { boot_id: BOOT_ID.to_owned(), ..Fake::default() });
     assert!(text.contains("Arm 'microvm' is not what it says: own kernel"), "{text}");
+    let mut hardened = plan();
+    hardened.arms.iter_mut().filter(|arm| arm.isolation == Isolation::Container).for_each(|arm| arm.hardened = true);
+    compared(&hardened, Fake::default()).unwrap();
+    let text = refused(&hardened, Fake { held: 1, ..Fake::default() });
+    assert!(text.contains("Arm 'container' is not what it says: capabilities"), "{text}");
     let text = refused(&plan(), Fake { image: 2, ..Fake::default() });
     assert!(text.contains("ran image sha256:0202"), "{text}");
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use duplex_wire::{
-    Accounts, Capability, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Task,
-    TerminalSize, Transfer, environment,
+    Accounts, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Task, TerminalSize, Transfer,
+    environment,
 };
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -19,6 +19,8 @@ use super::{Word, from_memory};
 use crate::container::child::take_control;
 use crate::container::execute::{Execute, Refusal};
 use crate::container::orders::{causes, receive, send};
+use crate::container::walls::{Walls, set_of};
+use crate::spec::Security;
 use crate::sys::birth::{Birth, give_sibling_birth};
 
 /// All that a container has of its own. Its user namespace is the host's.
@@ -74,7 +76,7 @@ fn run(own: &mut Option<OwnedFd>) -> Result<ExitCode, Refusal> {
     let mut received = words.1.into_iter();
     let mut next = || received.next().ok_or(Errno::BADF).step("take the descriptors of the orders");
     let (memory, first, cgroup) = (next()?, next()?, next()?);
-    let task = from_memory(memory).step("read the orders")?;
+    let (task, security) = from_memory(memory).step("read the orders")?;
     let stdio = match task.connected().terminal {
         true => None,
         false => Some([next()?, next()?, next()?]),
@@ -95,7 +97,7 @@ fn run(own: &mut Option<OwnedFd>) -> Result<ExitCode, Refusal> {
             drop(cgroup);
             match task {
                 Task::Run { process, hostname } => {
-                    become_command(&process, &hostname, stdio, socket)?;
+                    become_command((&process, &security), &hostname, stdio, socket)?;
                     Ok(ExitCode::SUCCESS)
                 }
                 Task::Copy(transfer) => {
@@ -116,11 +118,12 @@ fn copy(transfer: &Transfer, [stdin, stdout, stderr]: [OwnedFd; 3]) -> ExitCode 
 
 /// Returns only why it failed.
 fn become_command(
-    process: &ProcessSpec,
+    (process, security): (&ProcessSpec, &Security),
     hostname: &str,
     stdio: Option<[OwnedFd; 3]>,
     socket: &OwnedFd,
 ) -> Result<(), Refusal> {
+    let walls = Walls::of(security, process).map_err(io::Error::other).step("use the profile of system calls")?;
     let identity = identify(&process.user)?;
     enter_folder(&process.cwd)?;
     rustix::process::setsid().step("make a session")?;
@@ -133,11 +136,10 @@ fn become_command(
         .and_then(|()| rustix::stdio::dup2_stderr(&stderr))
         .step("connect the standard streams")?;
     drop((stdin, stdout, stderr));
-    drop_privileges(process, &identity)?;
+    drop_privileges(process, &identity, &walls)?;
     let report = rustix::io::fcntl_dupfd_cloexec(socket, 3).step("keep the socket")?;
     let environment = environment(process, hostname, &identity);
-    let command = Execute::new(&process.args, &environment, report)?;
-    crate::sys::signals::default_all();
+    let command = Execute::new(&process.args, &environment, report, walls)?;
     Err(command.become_command())
 }
 
@@ -217,7 +219,7 @@ fn terminal(size: TerminalSize, identity: &Identity, socket: &OwnedFd) -> Result
 
 /// What the bundle says of the first process (bundle.rs), for this one. Order matters: the bounding set needs CAP_SETPCAP, the user needs
 /// CAP_SETUID, and the sets of root are cut last.
-fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Refusal> {
+fn drop_privileges(process: &ProcessSpec, identity: &Identity, walls: &Walls) -> Result<(), Refusal> {
     let (soft, hard) = DEFAULT_OPEN_FILES;
     let files = Rlimit { current: Some(soft), maximum: Some(hard) };
     rustix::process::setrlimit(Resource::Nofile, files).step("limit open files")?;
@@ -225,16 +227,17 @@ fn drop_privileges(process: &ProcessSpec, identity: &Identity) -> Result<(), Ref
         crate::sys::rlimit::set(limit.resource, limit.soft, limit.hard).step("set a limit of the process")?;
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let granted = process.capabilities.iter().filter(|c| c.0 < 64).fold(0_u64, |set, Capability(n)| set | 1 << n);
-    bound(granted).step("drop capabilities")?;
+    let granted = set_of(&process.capabilities);
+    bound(granted.bits()).step("drop capabilities")?;
     rustix::thread::clear_ambient_capability_set().step("clear the ambient capabilities")?;
     let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
     let (user, group) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    rustix::thread::set_keep_capabilities(true).step("keep capabilities until this process is confined")?;
     nix::unistd::setgroups(&groups)
         .and_then(|()| nix::unistd::setresgid(group, group, group))
         .and_then(|()| nix::unistd::setresuid(user, user, user))
         .step("become the user")?;
-    let held = CapabilitySet::from_bits_retain(if identity.uid == 0 { granted } else { 0 });
+    let held = walls.until_closed(if identity.uid == 0 { granted } else { CapabilitySet::empty() });
     let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).step("set the capabilities")?;
     if process.no_new_privileges {

@@ -17,7 +17,7 @@ use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::session::{InputEnd, SessionStreams};
 use crate::sandbox::{Remote, SandboxError, Stdio, exec_refused, exit_of};
-use crate::spec::{Exit, LimitChange, Outcome, SandboxId, Stats};
+use crate::spec::{Exit, LimitChange, Outcome, SandboxId, Security, Stats};
 use crate::sys::{birth, signals};
 
 /// Most further commands at once, as in a microVM.
@@ -28,6 +28,7 @@ const MOST_COMMANDS: usize = 16;
 pub(super) struct ContainerInside {
     pub(super) id: SandboxId,
     pub(super) hostname: String,
+    pub(super) security: Security,
     pub(super) duplex: PathBuf,
     pub(super) cgroup: Arc<Cgroup>,
     /// Its first process, and whether the command runs in it.
@@ -61,12 +62,13 @@ impl ContainerInside {
         }
         let folder = File::open(self.cgroup.path()).map_err(ContainerError::Session)?;
         let (theirs, ours) = pipes(task.connected())?;
-        let (process, terminal) = match enter(&self.duplex, task, [first.as_fd(), folder.as_fd()], theirs)? {
-            Entered::Refused(kind, text) => {
-                return Ok(Box::new(NotExecuted(exec_refused(kind, text))));
-            }
-            Entered::Running { process, terminal } => (Arc::new(process), terminal.map(Arc::new)),
-        };
+        let (process, terminal) =
+            match enter(&self.duplex, (task, &self.security), [first.as_fd(), folder.as_fd()], theirs)? {
+                Entered::Refused(kind, text) => {
+                    return Ok(Box::new(NotExecuted(exec_refused(kind, text))));
+                }
+                Entered::Running { process, terminal } => (Arc::new(process), terminal.map(Arc::new)),
+            };
         let end = Arc::new(End::default());
         let counted = Counted::one_more(&self.commands);
         reap_from_a_thread(&process, Arc::clone(&end), counted).map_err(ContainerError::Session)?;

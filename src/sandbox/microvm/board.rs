@@ -55,6 +55,8 @@ pub(super) struct Board {
 struct State {
     life: Life,
     paused: bool,
+    /// What the monitor has told of the last time that it wrote the machine.
+    saved: Option<Vec<String>>,
     next_session: u32,
     next_question: u32,
     /// With the owner's interest: a session that nobody waits for is forgotten at its end.
@@ -131,6 +133,26 @@ impl Board {
         let deadline = Instant::now() + patience;
         self.wait(Some(deadline), |s| (s.paused == paused || s.life == Life::Gone).then_some(s.paused == paused))
             .unwrap_or(false)
+    }
+
+    /// The monitor is about to be asked to write the machine.
+    pub(super) fn expect_saved(&self) {
+        self.change(|state| state.saved = None);
+    }
+
+    /// The monitor has written the machine, or tells why not.
+    pub(super) fn set_saved(&self, causes: Vec<String>) {
+        self.change(|state| state.saved = Some(causes));
+    }
+
+    /// Waits until it has told so. `None` if it does not in time, or is gone.
+    pub(super) fn wait_saved(&self, patience: Duration) -> Option<Vec<String>> {
+        let told = |state: &mut State| match state.saved.take() {
+            Some(causes) => Some(Some(causes)),
+            None if state.life == Life::Gone => Some(None),
+            None => None,
+        };
+        self.wait(Some(Instant::now() + patience), told).flatten()
     }
 
     /// That it runs, paused or not.

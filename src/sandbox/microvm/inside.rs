@@ -15,7 +15,7 @@ use super::monitor::{Reach, clean};
 use super::{MicroVmError, error};
 use crate::sandbox::agent::Voice;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::inside::{Exec, Inside, Refusal};
+use crate::sandbox::inside::{Exec, Inside, Refusal, Saving};
 use crate::sandbox::session::{InputEnd, SessionStreams};
 use crate::sandbox::{Remote, SandboxError, Stdio, exec_refused, exit_of};
 use crate::spec::{Exit, LimitChange, MemorySize, Outcome, RequestToMonitor, SandboxId, Stats};
@@ -40,6 +40,8 @@ pub(super) struct MicroVmInside {
     pub(super) cgroup: Arc<Cgroup>,
     /// Memory and processors of the machine.
     pub(super) size: (MemorySize, u8),
+    /// Bytes of the file that its memory came from, at most.
+    pub(super) from_file: u64,
     /// Held by who changes or relies on whether the processors run.
     pub(super) turn: Mutex<()>,
 }
@@ -86,7 +88,7 @@ impl MicroVmInside {
         Err(MicroVmError::Unanswered(ANSWERING))
     }
 
-    fn ask(&self, question: Question) -> Result<Answer, MicroVmError> {
+    pub(super) fn ask(&self, question: Question) -> Result<Answer, MicroVmError> {
         let number = self.board.ask()?;
         self.voice.say(ToGuest::Ask { number, question })?;
         match self.board.wait_answer(number, ANSWERING) {
@@ -142,6 +144,10 @@ fn cleaned(mut entries: Vec<ProcessEntry>) -> Vec<ProcessEntry> {
 }
 
 impl Inside for MicroVmInside {
+    fn saving(&self) -> Option<&dyn Saving> {
+        Some(self)
+    }
+
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {
         let task = Task::Run { process: process.clone(), hostname: self.hostname.clone() };
         let exec = self.open(task, stdio).map_err(|e| error("run a command in", &self.id, e))?;

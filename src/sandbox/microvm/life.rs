@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use duplex_wire::{Mount, Root, Start, ToHost};
+use duplex_wire::{GoOn, Mount, Names, Root, Start, ToHost};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::board::Board;
@@ -65,7 +65,10 @@ impl Life {
             }
             if self.greeted && !asked {
                 asked = true;
-                self.agent.start(start_message(orders)?)?;
+                match orders.spec.from {
+                    Some(_) => self.agent.go_on(go_on_message(orders)?)?,
+                    None => self.agent.start(start_message(orders)?)?,
+                }
             }
         }
         Ok(())
@@ -213,6 +216,7 @@ impl Life {
                     self.say(MachineEnd::Said(exit));
                 }
                 MachineEvent::Failed { causes } => self.say(MachineEnd::Failed(causes)),
+                MachineEvent::Saved { causes } if self.started => self.board.set_saved(causes),
                 MachineEvent::Saved { causes } => self.saved = Some(causes),
                 MachineEvent::Paused => self.board.set_paused(true),
                 MachineEvent::Resumed => self.board.set_paused(false),
@@ -237,13 +241,34 @@ fn note(moments: &Mutex<Moments>, moment: Moment, at_ns: u64) {
     moments.lock().unwrap_or_else(PoisonError::into_inner).note(moment, at_ns);
 }
 
-/// The agent's orders, with fresh randomness and the time of now.
-fn start_message(orders: &Orders<'_>) -> Result<Start, MicroVmError> {
-    let Orders { spec, briefing, mounts } = orders;
+/// Fresh randomness.
+fn seed() -> Result<Vec<u8>, MicroVmError> {
     let mut seed = vec![0; SEED];
     let filled = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
     filled.map_err(|e| MicroVmError::Resource(e.into()))?;
+    Ok(seed)
+}
+
+/// The time of now, in nanoseconds since 1970.
+fn now_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The orders of an agent that goes on as this sandbox.
+fn go_on_message(orders: &Orders<'_>) -> Result<GoOn, MicroVmError> {
+    let Orders { spec, briefing, .. } = orders;
+    let names = Names {
+        hostname: spec.hostname.clone(),
+        hosts: briefing.files.hosts.clone(),
+        resolv_conf: briefing.files.resolv_conf.clone(),
+    };
+    Ok(GoOn { names, seed: seed()?, realtime_ns: now_ns() })
+}
+
+/// The agent's orders, with fresh randomness and the time of now.
+fn start_message(orders: &Orders<'_>) -> Result<Start, MicroVmError> {
+    let Orders { spec, briefing, mounts } = orders;
     Ok(Start {
         process: spec.process.clone(),
         init: spec.init,
@@ -252,8 +277,8 @@ fn start_message(orders: &Orders<'_>) -> Result<Start, MicroVmError> {
         hosts: briefing.files.hosts.clone(),
         resolv_conf: briefing.files.resolv_conf.clone(),
         pids: spec.limits.pids,
-        seed,
-        realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        seed: seed()?,
+        realtime_ns: now_ns(),
         tmpfs: spec.tmpfs.clone(),
         sysctls: spec.sysctls.clone(),
         networks: briefing.guest.clone(),

@@ -198,6 +198,10 @@ fn beginning(
         return Ok(Beginning { cmdline, template: None, lesson: None });
     }
     let with_slots = format!("{cmdline} -- {SLOTS}");
+    if let Some(path) = &spec.from {
+        let file = fds.add(open("saved machine", path)?)?;
+        return Ok(Beginning { cmdline: with_slots, template: Some(TemplateSpec::Resume(file)), lesson: None });
+    }
     let boot = |cmdline| Ok(Beginning { cmdline, template: Some(TemplateSpec::Boot), lesson: None });
     if spec.cold || !wires.shares.is_empty() {
         return boot(with_slots);
@@ -220,6 +224,13 @@ fn beginning(
         Template::None => return boot(with_slots),
     };
     Ok(Beginning { cmdline: with_slots, template: Some(template), lesson })
+}
+
+/// Most bytes that the memory of a machine has of the file that it begins with: the saved machine, or a template, which is larger than the kernel.
+pub(super) fn bytes_of_beginning(spec: &SandboxSpec, installation: &Installation) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
+    let kernel = size(kernel_of(spec, installation)).saturating_add(size(&installation.initramfs));
+    spec.from.as_deref().map_or(kernel.saturating_mul(3), size)
 }
 
 impl Machine {

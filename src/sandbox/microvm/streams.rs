@@ -5,11 +5,17 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
+
+/// How long the guest may keep still on an output that it does not close, once it has said that its command has ended.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Most bytes of output that may come after that. What is then under way is in the monitor's buffer and the sockets': less than 1 MiB.
+const MOST_LAST_WORDS: usize = 8 << 20;
 
 /// Stack of a thread that only moves bytes.
 const STACK: usize = 64 << 10;
@@ -20,12 +26,15 @@ pub(super) struct Pumps {
     input: Option<JoinHandle<()>>,
     output: Vec<JoinHandle<()>>,
     stop: OwnedFd,
+    /// Readable once the command has ended.
+    ended: OwnedFd,
 }
 
 impl Pumps {
     /// Threads that are yet to come.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { input: None, output: Vec::new(), stop: eventfd(0, EventfdFlags::CLOEXEC)? })
+        let event = || eventfd(0, EventfdFlags::CLOEXEC);
+        Ok(Self { input: None, output: Vec::new(), stop: event()?, ended: event()? })
     }
 
     /// Moves what the caller gives to the command, until either ends it.
@@ -37,13 +46,15 @@ impl Pumps {
 
     /// Moves what the command writes to the caller, until either ends it.
     pub(super) fn output(&mut self, from: UnixStream, to: OwnedFd) -> io::Result<()> {
-        self.output.push(thread("duplex-output", move || to_caller(from, File::from(to)))?);
+        let ended = self.ended.try_clone()?;
+        self.output.push(thread("duplex-output", move || to_caller(from, File::from(to), &ended, LAST_WORDS))?);
         Ok(())
     }
 
-    /// Waits until all that the command wrote is with the caller. Ends once the monitor is gone, and before that once the guest has
-    /// closed its ends.
+    /// The command has ended, or its machine: waits until all that it wrote is with the caller, however long that takes to read. Ends once the
+    /// guest has closed its ends, and if it does not, once it has been still for [`LAST_WORDS`] or has said too much.
     pub(super) fn flush(&mut self) {
+        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
         for thread in self.output.drain(..) {
             let _ = thread.join();
         }
@@ -95,18 +106,47 @@ fn to_command(mut from: &File, mut to: &UnixStream, stop: &OwnedFd) {
 }
 
 /// When the caller takes no more, the socket closes: the guest's next write fails, as it would on the host.
-fn to_caller(mut from: UnixStream, mut to: File) {
+fn to_caller(mut from: UnixStream, mut to: File, ended: &OwnedFd, patience: Duration) {
     let mut buffer = vec![0; CHUNK];
+    let mut left = None;
     loop {
+        if left.is_none() && one_is_ready(&[&from, ended], None) && one_is_ready(&[ended], Some(Duration::ZERO)) {
+            left = Some(MOST_LAST_WORDS);
+        }
+        if left.is_some() && !one_is_ready(&[&from], Some(patience)) {
+            tracing::warn!("the guest said that its command had ended, and did not close its output");
+            return;
+        }
         match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => {
+                if let Some(left) = &mut left {
+                    *left = left.saturating_sub(count);
+                }
+                if left == Some(0) {
+                    tracing::warn!("the guest said that its command had ended, and went on with its output");
+                    return;
+                }
                 if write_all(&mut to, buffer.get(..count).unwrap_or(&[])).is_err() {
                     return;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
+        }
+    }
+}
+
+/// Waits until one of these can be read. False if the time is over before.
+fn one_is_ready(which: &[&dyn AsFd], patience: Option<Duration>) -> bool {
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    let mut fds: Vec<PollFd<'_>> = which.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)).collect();
+    loop {
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(count) => return count > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            // The read tells.
+            Err(_) => return true,
         }
     }
 }
@@ -169,5 +209,23 @@ mod tests {
         drop(read);
         while guest.write_all(&[7; 1000]).is_ok() {}
         pumps.flush();
+    }
+
+    /// An output that nobody closes, and one that never ends: neither keeps the caller for ever.
+    #[test]
+    fn a_guest_that_does_not_close_its_output_is_not_waited_for() {
+        for talks in [false, true] {
+            let (ours, mut guest) = UnixStream::pair().unwrap();
+            let ended = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+            let sink = tempfile::tempfile().unwrap();
+            let to = sink.try_clone().unwrap();
+            let body = move || to_caller(ours, to, &ended, Duration::from_millis(50));
+            let thread = std::thread::spawn(body);
+            guest.write_all(b"last words").unwrap();
+            while talks && guest.write_all(&[7; 10_000]).is_ok() {}
+            thread.join().unwrap();
+            let kept = sink.metadata().unwrap().len();
+            assert!((10..=MOST_LAST_WORDS as u64).contains(&kept), "{kept}");
+        }
     }
 }

@@ -32,9 +32,18 @@ pub struct VcpuState {
     debug: kvm_debugregs,
     lapic: kvm_lapic_state,
     msrs: Vec<(u32, u64)>,
+    /// Model-specific registers as they were when the processor was made.
+    fresh: Vec<(u32, u64)>,
     events: kvm_vcpu_events,
     tsc_khz: u32,
     cpuid: Vec<kvm_cpuid_entry2>,
+}
+
+impl VcpuState {
+    /// Model-specific registers as they were when the processor was made: a processor that goes on from this one was made alike.
+    pub fn fresh(&self) -> &[(u32, u64)] {
+        &self.fresh
+    }
 }
 
 /// What all processors share: the interrupt chips of KVM and the paravirtual clock, in nanoseconds.
@@ -98,6 +107,7 @@ pub(super) fn save(vcpu: &VcpuFd, cpuid: &[kvm_cpuid_entry2], fresh: &[(u32, u64
         debug: vcpu.get_debug_regs().map_err(refused())?,
         lapic: vcpu.get_lapic().map_err(refused())?,
         msrs,
+        fresh: fresh.to_vec(),
         events: vcpu.get_vcpu_events().map_err(refused())?,
         tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
         cpuid: cpuid.to_vec(),

@@ -70,8 +70,10 @@ impl Vcpu {
     ///
     /// # Errors
     /// [`KvmError::OtherProcessor`] if this one's features are others, or [`KvmError::Refused`].
-    pub fn restore(&self, state: &VcpuState) -> Result<(), KvmError> {
-        state::restore(&self.fd, self.cpuid.as_slice(), state)
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        state::restore(&self.fd, self.cpuid.as_slice(), state)?;
+        state.fresh().clone_into(&mut self.fresh);
+        Ok(())
     }
 
     /// Sets the registers with which the kernel's 64-bit entry is called. Only for the boot processor: the others wait for its call.

@@ -2,11 +2,13 @@
 
 use std::io;
 
+use crate::vmm::virtio::mmio::DeviceRefused;
+
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"DUPLEXTM";
 
 /// Version of the format. Any change to the header's layout or the state's encoding is a new one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes of the header; memory begins behind it.
 pub const HEADER: u64 = 4096;
@@ -40,6 +42,17 @@ pub enum FormatError {
     /// The machine is to be another one.
     #[error("The saved machine has {0}")]
     Shape(String),
+    /// Its devices are others.
+    #[error("The saved machine has other devices than this one")]
+    Devices,
+    /// A device does not go on.
+    #[error("Device {number} of the saved machine does not go on: {why}")]
+    Device {
+        /// Its number on the bus.
+        number: usize,
+        /// Why.
+        why: DeviceRefused,
+    },
     /// The state's numbers lead outside.
     #[error("A run of pages of the saved machine lies outside memory or file")]
     Extent,
@@ -111,7 +124,7 @@ mod tests {
     fn the_layout_is_frozen() {
         let bytes = SAMPLE.encode();
         assert_eq!(bytes.len(), USED);
-        assert_eq!(bytes[..12], *b"DUPLEXTM\x01\0\0\0");
+        assert_eq!(bytes[..12], *b"DUPLEXTM\x02\0\0\0");
         assert_eq!(bytes[12..32], [0xef, 0xbe, 0xad, 0xde, 0, 0x50, 0, 0, 0, 0, 0, 0, 0x23, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Header::decode(&bytes, 0x5123).unwrap(), SAMPLE);
     }

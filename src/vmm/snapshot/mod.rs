@@ -15,15 +15,16 @@ mod restore;
 mod save;
 
 pub use restore::{Saved, place};
-pub use save::{SaveError, Saver};
+pub use save::{Kept, SaveError, Saver};
 
 use serde::{Deserialize, Serialize};
 
 use super::ioapic::IoApicState;
 use super::kvm::{VcpuState, VmState};
 use super::ports::SerialState;
+use super::virtio::mmio::DeviceState;
 
-/// All of a machine but its memory. Devices are not part of it: they appear when the machine goes on.
+/// All of a machine but its memory, and but what is behind its devices.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     /// Size of memory, in MiB.
@@ -36,6 +37,8 @@ pub struct MachineState {
     pub ioapic: IoApicState,
     /// The serial port.
     pub serial: SerialState,
+    /// The devices, if they had appeared: those of a template appear when it goes on.
+    pub devices: Option<Vec<DeviceState>>,
     /// Where the pages of the file belong, in the file's order.
     pub extents: Vec<Extent>,
 }

@@ -27,32 +27,48 @@ pub enum SaveError {
 /// What it takes to write a machine.
 #[derive(Debug)]
 pub struct Saver {
-    /// An empty file.
-    pub file: OwnedFd,
     /// The machine's memory.
     pub ram: Arc<GuestRam>,
     /// Its size in MiB.
     pub memory_mib: u32,
     /// The machine itself.
     pub vm: Arc<Vm>,
+    /// Runs of memory, as (begin, length), that are a file's until the guest writes to them. They are part of it even where the kernel has not read
+    /// them.
+    pub mapped: Vec<(u64, u64)>,
 }
 
 impl Saver {
-    /// Writes the machine, whose processors stand still in these states.
+    /// Writes the machine to an empty file. Its processors stand still in these states.
     ///
     /// # Errors
     /// [`SaveError`].
-    pub fn save(&self, vcpus: Vec<Result<VcpuState, KvmError>>, bus: &Bus) -> Result<(), SaveError> {
+    pub fn save(
+        &self,
+        file: &OwnedFd,
+        vcpus: Vec<Result<VcpuState, KvmError>>,
+        (bus, parts): (&Bus, Kept),
+    ) -> Result<(), SaveError> {
         let state = MachineState {
             memory_mib: self.memory_mib,
             vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
             vm: self.vm.save()?,
             ioapic: bus.ioapic().save(),
             serial: bus.ports.save(),
+            devices: (parts == Kept::WithDevices).then(|| bus.save_devices()),
             extents: Vec::new(),
         };
-        Ok(write_machine(&self.file, &self.ram, state)?)
+        Ok(write_machine(file, &self.ram, &self.mapped, state)?)
     }
+}
+
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A machine whose devices have not appeared.
+    WithoutDevices,
+    /// All of it.
+    WithDevices,
 }
 
 /// Runs of pages that are so close to each other, in bytes, are one: each costs a mapping.
@@ -62,24 +78,39 @@ const GAP: u64 = 16 * PAGE;
 const PIECE: usize = 1 << 20;
 
 /// Writes memory and state to an empty file. The state's extents are filled in here.
-fn write_machine(file: &OwnedFd, ram: &GuestRam, mut state: MachineState) -> io::Result<()> {
-    state.extents = extents(ram)?;
+fn write_machine(file: &OwnedFd, ram: &GuestRam, mapped: &[(u64, u64)], mut state: MachineState) -> io::Result<()> {
+    state.extents = extents(ram, &together(resident(ram)?, mapped))?;
     let mut offset = HEADER;
     for extent in &state.extents {
         offset = write_extent(file, ram, *extent, offset)?;
     }
     let bytes = postcard::to_stdvec(&state).map_err(io::Error::other)?;
     write(file, &bytes, offset)?;
+    rustix::io::retry_on_intr(|| rustix::fs::ftruncate(file, offset + bytes.len() as u64))?;
     let header = Header { offset, len: bytes.len() as u64, checksum: crc32fast::hash(&bytes) };
     write(file, &header.encode(), 0)
 }
 
-/// Runs of pages that are not zero.
-fn extents(ram: &GuestRam) -> io::Result<Vec<Extent>> {
+/// Runs of pages in order, none twice.
+fn together(mut runs: Vec<(u64, u64)>, mapped: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    runs.extend(mapped);
+    runs.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (begin, len) in runs {
+        match joined.last_mut() {
+            Some((first, before)) if begin <= *first + *before => *before = (*before).max(begin + len - *first),
+            _ => joined.push((begin, len)),
+        }
+    }
+    joined
+}
+
+/// Those of these pages that are not zero, in runs.
+fn extents(ram: &GuestRam, runs: &[(u64, u64)]) -> io::Result<Vec<Extent>> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut page = [0; PAGE_BYTES];
-    for (begin, len) in resident(ram)? {
-        for addr in (begin..begin + len).step_by(PAGE_BYTES) {
+    for (begin, len) in runs {
+        for addr in (*begin..begin + len).step_by(PAGE_BYTES) {
             ram.read_slice(&mut page, GuestAddress(addr)).map_err(io::Error::other)?;
             if page == [0; PAGE_BYTES] {
                 continue;
@@ -119,4 +150,16 @@ fn write(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_joined_and_none_counts_twice() {
+        let runs = vec![(0x5000, 0x1000), (0x1000, 0x2000)];
+        let joined = together(runs, &[(0x2000, 0x2000), (0x6000, 0x1000), (0x10000, 0x1000), (0x1000, 0x1000)]);
+        assert_eq!(joined, [(0x1000, 0x3000), (0x5000, 0x2000), (0x10000, 0x1000)]);
+    }
 }

@@ -129,6 +129,18 @@ impl Gate {
         self.lock().saving = Saving::WhenReady;
     }
 
+    /// Closes, to save all processors. False if it is closed already, or waits for the guest to be ready.
+    pub fn save_now(&self) -> bool {
+        let mut queue = self.lock();
+        let free = !queue.closed && matches!(queue.saving, Saving::No);
+        if free {
+            queue.saving = Saving::Now(BTreeMap::new());
+            queue.closed = true;
+            self.closed.store(true, Ordering::SeqCst);
+        }
+        free
+    }
+
     /// The guest says that it is ready. False if nobody waits for that.
     fn ready(&self) -> bool {
         let waits = |queue: &Queue| matches!(queue.saving, Saving::WhenReady);
@@ -293,6 +305,27 @@ mod tests {
         assert!(gate.take_saved(3).is_none() && !gate.is_saving());
         gate.open();
         assert!(held.into_iter().all(|thread| thread.join().unwrap()));
+    }
+
+    #[test]
+    fn a_gate_saves_at_once_unless_it_is_closed() {
+        let gate = Arc::new(Gate::new(Arc::new(Wake::new().unwrap())));
+        gate.close();
+        assert!(!gate.save_now(), "it is paused");
+        gate.open();
+        assert!(gate.save_now() && gate.is_saving() && !gate.save_now());
+        let held = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || gate.pass(0, || Err(KvmError::Version(7))))
+        };
+        while gate.waiting() != Some(1) {
+            thread::yield_now();
+        }
+        assert_eq!(gate.take_saved(1).unwrap().len(), 1);
+        gate.open();
+        assert!(held.join().unwrap());
+        gate.save_when_ready();
+        assert!(!gate.save_now(), "its guest is not ready");
     }
 
     #[test]

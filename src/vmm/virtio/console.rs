@@ -18,6 +18,8 @@ use crate::vmm::events::{Interest, Readiness};
 const TRANSMIT: u16 = 1;
 /// A pipe that polls ready takes this much without blocking (PIPE_BUF).
 const PIECE: usize = 4096;
+/// Bytes written before others have their turn. A chain may have 4 GiB.
+const MOST_AT_ONCE: u64 = 1 << 20;
 
 /// The console device.
 #[derive(Debug)]
@@ -40,8 +42,10 @@ impl Console {
         let progress = live.serve(io.ram, BUDGET, |chain| {
             let mut rest = chain.readable;
             rest.take_front(self.written);
-            if !write_ready(&self.output, &mut rest, &mut self.written) {
-                return Ok(Served::Later);
+            match write_ready(&self.output, &mut rest, &mut self.written) {
+                Written::Whole => {}
+                Written::Blocked => return Ok(Served::Later),
+                Written::Partly => return Ok(Served::Partly),
             }
             self.written = 0;
             counters.served.add();
@@ -93,12 +97,25 @@ pub fn can_write(output: &OwnedFd) -> bool {
     matches!(poll(&mut [PollFd::new(output, PollFlags::OUT)], Some(&now)), Ok(1))
 }
 
-/// Writes the bytes as long as the output takes them. False if it would block; output that is gone takes everything.
-fn write_ready(output: &OwnedFd, rest: &mut Area<'_>, written: &mut u64) -> bool {
+/// How far a chain's bytes came.
+enum Written {
+    Whole,
+    /// The output takes no more now.
+    Blocked,
+    /// It takes more, and others have their turn.
+    Partly,
+}
+
+/// Writes the bytes as long as the output takes them, and not too many. Output that is gone takes everything.
+fn write_ready(output: &OwnedFd, rest: &mut Area<'_>, written: &mut u64) -> Written {
     let mut buffer = [0_u8; PIECE];
+    let most = written.saturating_add(MOST_AT_ONCE);
     while !rest.is_empty() {
+        if *written >= most {
+            return Written::Partly;
+        }
         if !can_write(output) {
-            return false;
+            return Written::Blocked;
         }
         let count = rest.read(&mut buffer);
         match rustix::io::write(output, buffer.get(..count).unwrap_or(&[])) {
@@ -107,11 +124,11 @@ fn write_ready(output: &OwnedFd, rest: &mut Area<'_>, written: &mut u64) -> bool
                 *written = written.saturating_add(count as u64);
             }
             Err(e) if io::Error::from(e).kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if io::Error::from(e).kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => return true,
+            Err(e) if io::Error::from(e).kind() == io::ErrorKind::WouldBlock => return Written::Blocked,
+            Err(_) => return Written::Whole,
         }
     }
-    true
+    Written::Whole
 }
 
 #[cfg(test)]

@@ -48,6 +48,9 @@ pub trait VirtioDevice: Send + fmt::Debug {
         Ok(())
     }
 
+    /// The driver goes on with another device of this kind behind it: called before [`VirtioDevice::start`], and all queues are kicked afterwards.
+    fn go_on(&mut self) {}
+
     /// The driver has put chains into this queue.
     ///
     /// # Errors

@@ -87,6 +87,12 @@ impl Driver {
         driver
     }
 
+    /// Another device with its own transport over the same memory, as the machine that goes on has it.
+    pub(super) fn another(&self, device: impl VirtioDevice + 'static) -> MmioDevice {
+        let (line, wake) = (Interrupt::new(self.line.clone()), Arc::new(Wake::new().unwrap()));
+        MmioDevice::new(Box::new(device), self.ram.clone(), line, wake)
+    }
+
     pub(super) fn initialise(&mut self, features: u64) {
         for status in [0, 1, 3] {
             self.write(0x070, status);

@@ -34,6 +34,11 @@ impl Interrupt {
         self.line.pulse();
     }
 
+    /// Sets InterruptStatus and raises nothing.
+    pub fn set(&self, bits: u32) {
+        self.status.store(bits, Ordering::SeqCst);
+    }
+
     /// InterruptStatus.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)

@@ -5,6 +5,8 @@
 //!        ^------------------------- status 0 -------------'----------------------------'
 //! ```
 
+mod saved;
+
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +23,8 @@ use crate::vmm::memory::GuestRam;
 pub const WINDOW: u64 = 0x1000;
 /// Offset of QueueNotify.
 pub const QUEUE_NOTIFY: u64 = 0x050;
+
+pub use saved::{DeviceRefused, DeviceState};
 
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
@@ -238,6 +242,11 @@ impl MmioDevice {
             Ok(queues) => state.phase = Phase::Live(queues),
             Err(_fault) => return self.break_down(state),
         }
+        self.begin(state);
+    }
+
+    /// Starts the device, whose queues are live.
+    fn begin(&self, state: &mut State) {
         let State { device, phase: Phase::Live(queues), driver_features: features, .. } = state else { return };
         let (ram, interrupt, counters, features) = (&*self.ram, &self.interrupt, &self.counters, *features);
         let mut io = DeviceIo { ram, queues, interrupt, counters, features };

@@ -6,6 +6,7 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -16,9 +17,11 @@ use crate::vmm::memory::GuestRam;
 
 const DESCRIPTOR_SIZE: u64 = 16;
 const USED_ELEMENT: u64 = 8;
+/// Bytes of a chain that count as much as a chain.
+const BYTES_AS_A_CHAIN: u64 = 256 << 10;
 
 /// A queue's registers before DRIVER_OK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSetup {
     /// Most descriptors, QueueNumMax.
     pub max: u16,
@@ -88,6 +91,17 @@ pub struct Chain<'a> {
     pub writable: Area<'a>,
 }
 
+/// How far a device has come with a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Index in the available ring of the chain that is taken next.
+    next_avail: u16,
+    /// Index in the used ring of the chain that is given back next.
+    next_used: u16,
+    /// The latter when the driver's wish for an interrupt was looked at last.
+    asked_at: u16,
+}
+
 /// What a device did with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
@@ -95,6 +109,8 @@ pub enum Served {
     Done(u32),
     /// Cannot be done now: it stays the next one, and the queue stops.
     Later,
+    /// A part of it is done, and others have their turn: it stays the next one, and the budget is spent.
+    Partly,
 }
 
 /// What [`LiveQueue::take_room`] found.
@@ -133,6 +149,19 @@ impl LiveQueue {
     pub fn rings(&self) -> Rings {
         let queue = &self.queue;
         Rings { size: queue.size(), table: queue.desc_table(), avail: queue.avail_ring(), used: queue.used_ring() }
+    }
+
+    /// How far it has come.
+    pub fn standing(&self) -> Standing {
+        let (next_avail, next_used) = (self.queue.next_avail(), self.queue.next_used());
+        Standing { next_avail, next_used, asked_at: self.asked_at.0 }
+    }
+
+    /// Goes on from there.
+    pub fn go_on(&mut self, standing: Standing) {
+        self.queue.set_next_avail(standing.next_avail);
+        self.queue.set_next_used(standing.next_used);
+        self.asked_at = Wrapping(standing.asked_at);
     }
 
     /// Takes the next chain, if there is one. A chain that breaks a rule is consumed: it is never looked at again.
@@ -299,7 +328,8 @@ impl LiveQueue {
         Ok(index != Wrapping(self.queue.next_avail()))
     }
 
-    /// Serves chains until none is left, the device cannot go on, or `budget` of them are done.
+    /// Serves chains until none is left, the device cannot go on, or `budget` of them are done, long ones counted as several: whoever called
+    /// waits, and may be wanted elsewhere.
     ///
     /// # Errors
     /// The first rule that a chain or the ring breaks.
@@ -316,12 +346,16 @@ impl LiveQueue {
                     self.put_back();
                     return Ok(Progress::Budget);
                 }
-                left = left.saturating_sub(1);
+                left = left.saturating_sub(cost(&chain));
                 match serve(chain) {
                     Ok(Served::Done(written)) => self.give_back(ram, head, written)?,
                     Ok(Served::Later) => {
                         self.put_back();
                         return Ok(Progress::Blocked);
+                    }
+                    Ok(Served::Partly) => {
+                        self.put_back();
+                        return Ok(Progress::Budget);
                     }
                     Err(fault) => {
                         self.give_back(ram, head, 0)?;
@@ -338,6 +372,12 @@ impl LiveQueue {
     fn ring_fault(&self) -> GuestFault {
         GuestFault::Address { addr: self.queue.avail_ring(), len: u64::from(self.queue.size()) }
     }
+}
+
+/// What a chain takes of the budget.
+fn cost(chain: &Chain<'_>) -> u32 {
+    let bytes = chain.readable.len().saturating_add(chain.writable.len());
+    u32::try_from(bytes / BYTES_AS_A_CHAIN).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 fn append<'a>(ram: &'a GuestRam, area: &mut Area<'a>, descriptor: Descriptor) -> Result<(), GuestFault> {

@@ -20,8 +20,10 @@ pub const NEEDS_RESET: u32 = 64;
 /// FAILED: the guest gave up on the device.
 pub const FAILED: u32 = 128;
 
+use serde::{Deserialize, Serialize};
+
 /// How far initialisation has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     /// Nothing yet.
     Reset,

@@ -2,8 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Answer, Capability, Counters, Ending, FailureKind, Mount, MountSource, Network, ProcessEntry, ProcessLimit,
-    ProcessSpec, Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost, Transfer, Wanted,
+    Answer, Capability, Counters, Ending, FailureKind, GoOn, Mount, MountSource, Names, Network, ProcessEntry,
+    ProcessLimit, ProcessSpec, Question, Root, Start, Sysctl, Task, TerminalSize, Tmpfs, ToGuest, ToHost, Transfer,
+    Wanted,
 };
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<Option<M>, WireError> {
@@ -57,14 +58,14 @@ fn start() -> ToGuest {
 
 const CURRENT: u8 = VERSION.to_le_bytes()[0];
 
-/// Bytes of version 5, frozen. A change here needs a new `VERSION`.
+/// Bytes of version 6, frozen. A change here needs a new `VERSION`.
 #[test]
-fn version_5_is_frozen() {
+fn version_6_is_frozen() {
     let to_guest = [
         (
             start(),
             concat!(
-                "7b00000005000000",
+                "7b00000006000000",
                 "00",
                 "02062f62696e2f610162",
                 "01034b3d76",
@@ -92,18 +93,18 @@ fn version_5_is_frozen() {
                 "022f7300010174010166"
             ),
         ),
-        (ToGuest::Signal(15), "0200000005000000010f"),
-        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000050000000218ac02"),
+        (ToGuest::Signal(15), "0200000006000000010f"),
+        (ToGuest::Resize(TerminalSize { rows: 24, columns: 300 }), "04000000060000000218ac02"),
         (
             ToGuest::Open {
                 session: 300,
                 task: Box::new(Task::Run { process: ProcessSpec::default(), hostname: "h".into() }),
             },
-            "0f0000000500000003ac02000000000000000000000168",
+            "0f0000000600000003ac02000000000000000000000168",
         ),
         (
             ToGuest::Open { session: 1, task: Box::new(Task::Copy(Transfer::Out { path: "/x".into(), follow: true })) },
-            "080000000500000003010100022f7801",
+            "080000000600000003010100022f7801",
         ),
         (
             ToGuest::Open {
@@ -114,15 +115,35 @@ fn version_5_is_frozen() {
                     keep_owner: true,
                 })),
             },
-            "0a0000000500000003010101012f00010701",
+            "0a0000000600000003010101012f00010701",
         ),
-        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000005000000040109"),
-        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000500000005010203"),
-        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000005000000060700"),
-        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000005000000060701"),
+        (ToGuest::SessionSignal { session: 1, signal: 9 }, "0300000006000000040109"),
+        (ToGuest::SessionResize { session: 1, size: TerminalSize { rows: 2, columns: 3 } }, "040000000600000005010203"),
+    ];
+    for (message, golden) in to_guest {
+        assert_eq!(hex(&encode(&message).unwrap()), golden, "{message:?}");
+    }
+}
+
+/// The same of questions, and of what a saved machine is told.
+#[test]
+fn version_6_of_questions_is_frozen() {
+    let to_guest = [
+        (ToGuest::Ask { number: 7, question: Question::Processes }, "0300000006000000060700"),
+        (ToGuest::Ask { number: 7, question: Question::Counters }, "0300000006000000060701"),
         (
             ToGuest::Ask { number: 7, question: Question::Limit { memory_bytes: Some(1), pids: None } },
-            "0600000005000000060702010100",
+            "0600000006000000060702010100",
+        ),
+        (ToGuest::Ask { number: 7, question: Question::Hold }, "0300000006000000060703"),
+        (ToGuest::Ask { number: 7, question: Question::Release }, "0300000006000000060704"),
+        (
+            ToGuest::GoOn(Box::new(GoOn {
+                names: Names { hostname: "h".into(), hosts: "x".into(), resolv_conf: "y".into() },
+                seed: vec![7; 3],
+                realtime_ns: 300,
+            })),
+            "0d000000060000000701680178017903070707ac02",
         ),
     ];
     for (message, golden) in to_guest {
@@ -133,32 +154,32 @@ fn version_5_is_frozen() {
 #[test]
 fn version_3_of_the_agents_words_is_frozen() {
     let to_host = [
-        (ToHost::Hello { agent: "0.1.0".into() }, "07000000050000000005302e312e30"),
-        (ToHost::Started, "010000000500000001"),
-        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000500000002000178"),
-        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000500000002010178"),
-        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000500000002020178"),
-        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000500000003002a00"),
-        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000500000003010901"),
-        (ToHost::Log { text: "ab".into() }, "040000000500000004026162"),
-        (ToHost::Opened { session: 5 }, "02000000050000000505"),
-        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000050000000605000178"),
-        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000500000007050003"),
-        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000500000008070002"),
-        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000050000000807010178"),
+        (ToHost::Hello { agent: "0.1.0".into() }, "07000000060000000005302e312e30"),
+        (ToHost::Started, "010000000600000001"),
+        (ToHost::StartFailed { kind: FailureKind::NotFound, text: "x".into() }, "040000000600000002000178"),
+        (ToHost::StartFailed { kind: FailureKind::CannotExecute, text: "x".into() }, "040000000600000002010178"),
+        (ToHost::StartFailed { kind: FailureKind::Other, text: "x".into() }, "040000000600000002020178"),
+        (ToHost::Exited { ending: Ending::Code(42), oom: false }, "040000000600000003002a00"),
+        (ToHost::Exited { ending: Ending::Signal(9), oom: true }, "040000000600000003010901"),
+        (ToHost::Log { text: "ab".into() }, "040000000600000004026162"),
+        (ToHost::Opened { session: 5 }, "02000000060000000505"),
+        (ToHost::Refused { session: 5, kind: FailureKind::NotFound, text: "x".into() }, "05000000060000000605000178"),
+        (ToHost::Closed { session: 5, ending: Ending::Code(3) }, "040000000600000007050003"),
+        (ToHost::Answer { number: 7, answer: Ok(Answer::Done) }, "040000000600000008070002"),
+        (ToHost::Answer { number: 7, answer: Err("x".into()) }, "05000000060000000807010178"),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Processes(vec![ProcessEntry { pid: 1, ..ProcessEntry::default() }])),
             },
-            "0c00000005000000080700000101000000000000",
+            "0c00000006000000080700000101000000000000",
         ),
         (
             ToHost::Answer {
                 number: 7,
                 answer: Ok(Answer::Counters(Counters { pids: Some(2), ..Counters::default() })),
             },
-            "0d0000000500000008070001000000010200000000",
+            "0d0000000600000008070001000000010200000000",
         ),
     ];
     for (message, golden) in to_host {

@@ -56,3 +56,22 @@ fn output_that_is_gone_takes_everything() {
     assert!(driver.take_used(0).is_none(), "there is no input");
     assert!(!driver.needs_reset());
 }
+
+/// A guest that prints without end must not keep the thread that serves it from anything else.
+#[test]
+fn a_long_chain_is_written_in_turns() {
+    let mut file = tempfile::tempfile().unwrap();
+    let mut driver = driver(file.try_clone().unwrap());
+    let text: Vec<u8> = (0..5 << 18).map(|n: u32| n.to_le_bytes()[1]).collect();
+    driver.send(1, &[Buffer::Out(&text), Buffer::Out(&text)]);
+    assert_eq!(file.metadata().unwrap().len(), MOST_AT_ONCE);
+    assert!(driver.take_used(1).is_none(), "not done yet");
+    driver.device.resume();
+    assert_eq!(file.metadata().unwrap().len(), 2 * MOST_AT_ONCE);
+    driver.device.resume();
+    assert!(driver.take_used(1).is_some());
+    file.rewind().unwrap();
+    let mut got = Vec::new();
+    file.read_to_end(&mut got).unwrap();
+    assert!(got == [&text[..], &text].concat());
+}

@@ -114,6 +114,30 @@ fn the_budget_is_kept_and_nothing_is_lost() {
 }
 
 #[test]
+fn long_chains_take_more_of_the_budget() {
+    let mut driver = Driver::new(|_| Rng);
+    let ring = driver.rings[0];
+    let setup = QueueSetup { max: 64, size: 64, ready: true, table: ring.table, avail: ring.avail, used: ring.used };
+    let mut queue = setup.freeze(0, false, &driver.ram).unwrap().unwrap();
+    let addr = driver.allocate(1 << 20);
+    driver.descriptor(0, 0, (addr, 1 << 20), 0, 0);
+    (0..10).for_each(|_| driver.offer(0, 0));
+    let mut served = 0;
+    let progress = queue.serve(&driver.ram, 20, |_| {
+        served += 1;
+        Ok(Served::Done(0))
+    });
+    assert_eq!((progress, served), (Ok(Progress::Budget), 4), "1 MiB is as much as four chains, and itself");
+    let progress = queue.serve(&driver.ram, 20, |_| Ok(Served::Partly));
+    assert_eq!(progress, Ok(Progress::Budget));
+    let progress = queue.serve(&driver.ram, 100, |_| {
+        served += 1;
+        Ok(Served::Done(0))
+    });
+    assert_eq!((progress, served), (Ok(Progress::Drained), 10), "what was done partly came again");
+}
+
+#[test]
 fn a_fault_in_a_request_gives_the_chain_back() {
     let mut driver = Driver::new(|_| Rng);
     let ring = driver.rings[0];

@@ -25,6 +25,9 @@ use packet::{HEADER, HOST_CID, Header, Op, STREAM};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
+const EVENT: u16 = 2;
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, le32 id of struct virtio_vsock_event (5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
 /// Connections at once; each may hold [`BUFFER`] bytes.
 const MOST_CONNECTIONS: usize = 64;
 /// Refusals that wait for a receive buffer. When so many wait, the guest's packets wait too.
@@ -47,6 +50,8 @@ pub struct Vsock {
     refusals: VecDeque<Key>,
     /// The connection that is served first next time.
     turn: Key,
+    /// The guest does not know yet that all its connections are over.
+    lost_all: bool,
 }
 
 impl Vsock {
@@ -61,6 +66,7 @@ impl Vsock {
             next_source: 0,
             refusals: VecDeque::new(),
             turn: (0, 0),
+            lost_all: false,
         }
     }
 
@@ -135,6 +141,23 @@ impl Vsock {
             self.sources.forget(connection.stream().as_fd());
             self.watched.remove(&source);
         }
+    }
+
+    /// Tells the guest that all its connections are over, if they are.
+    fn tell_loss(&mut self, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
+        let Some(Some(queue)) = io.queues.get_mut(usize::from(EVENT)) else { return Ok(Next::Wait) };
+        queue.serve(io.ram, BUDGET, |mut chain| {
+            if !std::mem::take(&mut self.lost_all) {
+                return Ok(Served::Later);
+            }
+            let place = chain.writable.take_front(TRANSPORT_RESET.len() as u64);
+            if place.write(&TRANSPORT_RESET) != TRANSPORT_RESET.len() {
+                return Err(GuestFault::Incomplete("place for an event"));
+            }
+            Ok(Served::Done(EVENT_LEN))
+        })?;
+        io.notify(EVENT)?;
+        Ok(Next::Wait)
     }
 
     /// Puts what there is to say into the guest's receive buffers.
@@ -240,6 +263,8 @@ impl Vsock {
 
 /// [`HEADER`] as the used ring counts.
 const HEADER_LEN: u32 = 44;
+/// [`TRANSPORT_RESET`] as the used ring counts.
+const EVENT_LEN: u32 = 4;
 
 impl VirtioDevice for Vsock {
     fn kind(&self) -> u32 {
@@ -259,10 +284,15 @@ impl VirtioDevice for Vsock {
         config_bytes(&self.cid.to_le_bytes(), offset, data);
     }
 
+    fn go_on(&mut self) {
+        self.lost_all = true;
+    }
+
     fn kick(&mut self, queue: u16, io: &mut DeviceIo<'_>) -> Result<Next, GuestFault> {
         match queue {
             RECEIVE | TRANSMIT => self.pump(io),
-            // Buffers for events, of which there is none to tell.
+            // Buffers for events: of all that happens to a guest the only one is that its connections are over.
+            _ if self.lost_all => self.tell_loss(io),
             _ => Ok(Next::Wait),
         }
     }

@@ -1,0 +1,133 @@
+//! The first instructions, the way back from faults and interrupts, and the way of a second processor to 64 bits.
+
+use core::arch::global_asm;
+
+/// Where [`crate::sys`] puts the second processor's first instructions, in memory that 16-bit code reaches.
+pub(crate) const TRAMPOLINE: u64 = 0x8000;
+
+// The entry, with the zero page's address in RSI (Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol"): a stack, and the registers
+// without which the compiler's code faults (SSE: CR4.OSFXSR and CR4.OSXMMEXCPT).
+#[cfg(feature = "program")]
+global_asm!(
+    ".globl hostile_start",
+    "hostile_start:",
+    "cli",
+    "lea rsp, [rip + hostile_stack_end]",
+    "mov rax, cr4",
+    "or rax, 0x600",
+    "mov cr4, rax",
+    "mov rdi, rsi",
+    "xor ebp, ebp",
+    "call hostile_main",
+    "2: hlt",
+    "jmp 2b",
+    ".pushsection .bss.hostile_stack, \"aw\", @nobits",
+    ".balign 4096",
+    ".skip 65536",
+    "hostile_stack_end:",
+    ".popsection",
+);
+
+// One stub for each vector, 16 bytes apart, that leaves an error code and the vector on the stack (Intel SDM volume 3, 6.13).
+global_asm!(
+    ".balign 16",
+    ".globl hostile_stubs",
+    "hostile_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    ".if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)",
+    "pushq $0",
+    ".endif",
+    "pushq $vector",
+    "jmp hostile_vector",
+    ".set vector, vector + 1",
+    ".endr",
+    options(att_syntax),
+);
+
+// A fault goes on where `hostile_resume` says; anything above 31 is an interrupt, counted and acknowledged at the local APIC; an NMI is counted.
+global_asm!(
+    "hostile_vector:",
+    "cmp qword ptr [rsp], 32",
+    "jae 3f",
+    "cmp qword ptr [rsp], 2",
+    "je 4f",
+    "cmp qword ptr [rip + hostile_resume], 0",
+    "je 5f",
+    "lock inc qword ptr [rip + hostile_faults]",
+    "push rax",
+    "mov rax, [rip + hostile_resume]",
+    "mov [rsp + 24], rax",
+    "mov qword ptr [rip + hostile_resume], 0",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    "3:",
+    "push rax",
+    "mov eax, 0xfee000b0",
+    "mov dword ptr [rax], 0",
+    "pop rax",
+    "4:",
+    "lock inc qword ptr [rip + hostile_interrupts]",
+    "add rsp, 16",
+    "iretq",
+    "5:",
+    "mov rdi, [rsp]",
+    "mov rsi, [rsp + 16]",
+    "and rsp, -16",
+    "call hostile_fault",
+    ".pushsection .bss.hostile_counts, \"aw\", @nobits",
+    ".balign 8",
+    ".globl hostile_resume",
+    "hostile_resume: .skip 8",
+    ".globl hostile_faults",
+    "hostile_faults: .skip 8",
+    ".globl hostile_interrupts",
+    "hostile_interrupts: .skip 8",
+    ".popsection",
+);
+
+// The second processor begins in 16 bits at TRAMPOLINE (Intel SDM volume 3, 9.4): the loader's descriptor table, the first processor's page
+// tables, 64 bits, and on to a function. The last three words are the page tables, the stack and the function.
+global_asm!(
+    ".globl hostile_second",
+    ".globl hostile_second_end",
+    ".code16",
+    "hostile_second:",
+    "cli",
+    "xor ax, ax",
+    "mov ds, ax",
+    "lgdt [0x8080]",
+    "mov eax, cr4",
+    "or eax, 0x620",
+    "mov cr4, eax",
+    "mov eax, dword ptr [0x8088]",
+    "mov cr3, eax",
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "or eax, 0x100",
+    "wrmsr",
+    "mov eax, cr0",
+    "or eax, 0x80000001",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea",
+    ".long 0x8050",
+    ".word 0x10",
+    ".org hostile_second + 0x50",
+    ".code64",
+    "mov eax, 0x18",
+    "mov ss, ax",
+    "mov ds, ax",
+    "mov es, ax",
+    "mov rsp, [0x8090]",
+    "mov rax, [0x8098]",
+    "call rax",
+    "2: hlt",
+    "jmp 2b",
+    ".org hostile_second + 0x80",
+    ".word 31",
+    ".long 0x500",
+    ".org hostile_second + 0xa0",
+    "hostile_second_end:",
+);
