@@ -103,18 +103,22 @@ fn ten_mebibytes_pass_intact() {
     .take(10 << 20)
     .collect();
     for isolation in BOTH {
-        let mut child = run(isolation, &["-i"], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut cat = run(isolation, &["-i"], &["cat"]);
+        let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        let got = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                stdin.write_all(&bytes).unwrap();
+        let output = std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let written = stdin.write_all(&bytes);
                 drop(stdin);
+                written
             });
-            let mut got = Vec::new();
-            child.stdout.take().unwrap().read_to_end(&mut got).unwrap();
-            got
+            let output = child.wait_with_output().unwrap();
+            (output, writing.join().unwrap())
         });
-        assert!(child.wait().unwrap().success(), "{isolation}");
+        let (Output { status, stdout: got, stderr }, written) = output;
+        let told = String::from_utf8_lossy(&stderr);
+        assert!(status.success(), "{isolation}: {status}, {} bytes came, {written:?}: {told}", got.len());
+        written.unwrap();
         assert_eq!(got.len(), bytes.len(), "{isolation}");
         assert_eq!(Sha256::digest(&got), Sha256::digest(&bytes), "{isolation}");
     }
