@@ -229,7 +229,7 @@ fn receive(mut stream: UnixStream, link: &Link, output: OwnedFd, error: OwnedFd)
         match frame.body {
             Body::Data(which, bytes) => {
                 if let Some(outlet) = outlets.iter_mut().find(|o| o.stream == which) {
-                    outlet.write(&bytes, link)?;
+                    outlet.write(&bytes, link);
                 }
             }
             Body::Control(Control::Credit(Stream::Input, bytes)) => {
@@ -254,16 +254,16 @@ impl Outlet {
         Self { stream, file: Some(fd.into()), grants: Grants::default() }
     }
 
-    fn write(&mut self, bytes: &[u8], link: &Link) -> Result<(), FrameError> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+    /// A keeper that has sent the command's end closes the channel while its last words are still being read here: what it no longer hears it
+    /// no longer needs, and a channel that breaks before is told by the next read.
+    fn write(&mut self, bytes: &[u8], link: &Link) {
+        let Some(file) = &mut self.file else { return };
         if write_all(file, bytes).is_err() {
             // The reader here is gone; the command is to feel it there.
             self.file = None;
-            return link.send(Control::Closed(self.stream));
-        }
-        match self.grants.consumed(bytes.len()) {
-            Some(credit) => link.send(Control::Credit(self.stream, credit)),
-            None => Ok(()),
+            let _ = link.send(Control::Closed(self.stream));
+        } else if let Some(credit) = self.grants.consumed(bytes.len()) {
+            let _ = link.send(Control::Credit(self.stream, credit));
         }
     }
 }
@@ -307,5 +307,31 @@ impl Drop for Raw {
     fn drop(&mut self) {
         // Nothing better can be done for a terminal that is gone.
         let _ = tcsetattr(&self.terminal, OptionalActions::Drain, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom};
+
+    use super::*;
+
+    #[test]
+    fn the_last_output_is_whole_when_the_keeper_has_closed() {
+        // A sender may have so much under way, and a socket holds it.
+        const FRAMES: usize = 4;
+        let (ours, mut keeper) = UnixStream::pair().unwrap();
+        let link = Link { out: Mutex::new(ours.try_clone().unwrap()), input: Window::default() };
+        let mut sink = tempfile::tempfile().unwrap();
+        let output = sink.try_clone().unwrap().into();
+        let error = tempfile::tempfile().unwrap().into();
+        for _ in 0..FRAMES {
+            Frame::data(0, Stream::Output, vec![7; DATA_LIMIT]).write(&mut keeper).unwrap();
+        }
+        Frame::control(0, Control::Exited(Ended::Code(3))).write(&mut keeper).unwrap();
+        keeper.shutdown(std::net::Shutdown::Both).unwrap();
+        let ended = receive(ours, &link, output, error);
+        assert!(matches!(ended, Ok(Ended::Code(3))), "{ended:?}");
+        assert_eq!(sink.seek(SeekFrom::End(0)).unwrap(), u64::try_from(FRAMES * DATA_LIMIT).unwrap());
     }
 }
