@@ -15,7 +15,7 @@ DRILL := target/drill/$(TRIPLE)/$(PROFILE)/duplex-vmm
 HOSTILE := target/hostile/$(TRIPLE)/release/duplex-hostile
 HOSTILE_FLAGS := -p duplex-hostile --features program --bin duplex-hostile --release --target $(TRIPLE) --target-dir target/hostile
 
-.PHONY: build drill hostile compare test test-offline test-host test-lab test-kills bench verdicts kernel deps deps-test fmt lint doc clean
+.PHONY: build drill hostile compare test test-offline test-host test-lab test-kills fuzz bench verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -56,6 +56,13 @@ KILLS ?= 1000
 test-kills: deps-test build
 	DUPLEX_TEST_KILLS=$(KILLS) DUPLEX_TEST_LIMIT=86400 cargo --config '$(LAB_RUN)' test --test host -- kills::
 	$(DUPLEX) lab stop
+
+# Hostile input by libFuzzer: one target of fuzz/fuzz_targets or all of them, each for so long. `make test` runs their corpora.
+TARGET  ?= all
+SECONDS ?= 60
+fuzz:
+	.ci/deps fuzz
+	fuzz/run $(TARGET) $(SECONDS)
 
 # Against crun, runc and QEMU in one run.
 bench: deps-test build

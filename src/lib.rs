@@ -21,10 +21,14 @@
 //! | [`keeper`] | the owner of one sandbox from its start to its last end, and who talks to it |
 //! | [`compare`] | both isolations, one workload, numbers |
 //! | [`lab`] | the emulated KVM host |
+//! | `fuzz` | targets of fuzzing: what reads bytes of others, called with any bytes; in tests and for `fuzz/` only |
 //! | [`doctor`] | what this host can do |
 //! | [`cli`] | the command line: the only module that prints, exits and reads the environment |
 #![deny(unsafe_code)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
+#![cfg_attr(
+    any(test, feature = "fuzz"),
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)
+)]
 
 pub mod jail;
 pub mod spec;
@@ -39,6 +43,8 @@ pub mod compare;
 pub mod container;
 #[cfg(feature = "cli")]
 pub mod doctor;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub mod fuzz;
 #[cfg(feature = "cli")]
 pub mod image;
 #[cfg(feature = "cli")]

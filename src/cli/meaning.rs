@@ -63,6 +63,16 @@ pub(super) struct ImageDefaults {
     pub volumes: Vec<String>,
 }
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+/// For the target of fuzzing: one text as a value of each kind that is read here.
+pub(super) fn fuzz(text: &str) {
+    let _ =
+        (resources::process_limit(text), resources::tmpfs(text), resources::sysctl(text), resources::platform(text));
+    if let Ok(number) = signal::signal(text) {
+        assert!((1..=64).contains(&number), "{text} is {number}");
+    }
+}
+
 /// What the meaning of a command line depends on beside its words.
 #[allow(missing_debug_implementations, reason = "a closure is in it")]
 pub(super) struct Surroundings<'a> {

@@ -13,6 +13,8 @@ mod engine;
 mod environment;
 mod fail;
 mod filter;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod keeping;
 mod meaning;
 mod output;

@@ -13,6 +13,8 @@ mod break_even;
 mod control;
 mod drive;
 mod facts;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod measures;
 mod meters;
 mod plan;

@@ -9,6 +9,8 @@
 mod builtin;
 mod compile;
 pub mod file;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod hardened;
 
 use libc::sock_filter;

@@ -11,6 +11,8 @@ mod config;
 mod embedded;
 #[cfg(test)]
 mod fixture;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod ingest;
 mod manifest;
 mod progress;

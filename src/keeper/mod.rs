@@ -12,6 +12,8 @@
 
 pub mod client;
 mod further;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod health;
 mod hub;
 mod life;

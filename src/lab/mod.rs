@@ -19,6 +19,8 @@
 
 mod client;
 mod frame;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod inside;
 mod keeper;
 mod kernel;

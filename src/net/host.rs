@@ -42,6 +42,11 @@ impl HostNetwork {
         host
     }
 
+    #[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+    pub(super) fn fuzz(resolv: &str, routes: &str, addresses: &str) -> Self {
+        Self { ipv6: ipv6(routes, addresses), ..Self::of_resolv_conf(resolv) }
+    }
+
     fn of_resolv_conf(text: &str) -> Self {
         let mut host = Self::default();
         for line in text.lines() {

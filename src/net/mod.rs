@@ -8,6 +8,8 @@
 
 pub mod bridge;
 mod files;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod helper;
 mod host;
 mod limiter;

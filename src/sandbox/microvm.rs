@@ -25,6 +25,9 @@ mod shares;
 mod streams;
 mod templates;
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(super) use templates::fuzz_mappings;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;

@@ -5,6 +5,8 @@ mod binds;
 pub mod cgroup;
 pub mod container;
 pub mod fake;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 mod grip;
 pub mod inside;
 pub mod microvm;

@@ -352,6 +352,11 @@ fn unmount_below(folder: &Path) -> Result<(), ShelfError> {
     Ok(())
 }
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(super) fn fuzz_mount_points(table: &str) -> Vec<PathBuf> {
+    mount_points(table).collect()
+}
+
 /// The mount points of a mountinfo table (proc_pid_mountinfo(5)), its octal escapes undone.
 fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> {
     table.lines().filter_map(|line| {

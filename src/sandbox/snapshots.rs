@@ -12,6 +12,9 @@
 mod copies;
 mod host;
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(super) use host::processor as fuzz_processor;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};

@@ -15,6 +15,8 @@ pub mod boot;
 pub mod bus;
 pub mod control;
 pub mod events;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
 pub mod ioapic;
 pub mod kvm;
 pub mod machine;

@@ -17,6 +17,9 @@ mod e2fs;
 pub mod sparse;
 mod superblock;
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) use superblock::fuzz as fuzz_superblock;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -93,6 +93,22 @@ impl Superblock {
     }
 }
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+/// A target of fuzzing: a superblock that a sandbox has written, mostly with what makes it ext4.
+pub(crate) fn fuzz(data: &[u8]) {
+    let (first, rest) = data.split_first().unwrap_or((&0, &[]));
+    let mut bytes = [0; LENGTH];
+    let count = rest.len().min(LENGTH);
+    bytes[..count].copy_from_slice(&rest[..count]);
+    if first & 1 == 0 {
+        (bytes[0x38], bytes[0x39]) = (MAGIC.to_le_bytes()[0], MAGIC.to_le_bytes()[1]);
+    }
+    if Superblock::parse(&bytes, 1 << 30).is_ok() {
+        assert!(bytes[0x200..0x240].iter().all(|b| *b == 0) && bytes[0xe4..0xe8] == [0; 4]);
+        assert!(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) <= 1 << 18);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,7 +26,7 @@ const UNSAFE_HOMES: &[&str] = &[
 ];
 
 fn all() -> Vec<std::path::PathBuf> {
-    ["src", "guest", "tests", "benches"]
+    ["src", "guest", "tests", "benches", "fuzz/fuzz_targets"]
         .iter()
         .map(|d| root().join(d))
         .filter(|d| d.exists())

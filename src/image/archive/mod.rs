@@ -11,6 +11,8 @@
 mod contents;
 mod docker;
 mod error;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(super) mod fuzz;
 mod oci;
 #[cfg(test)]
 mod tests;

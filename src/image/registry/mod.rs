@@ -32,6 +32,15 @@ use client::Client;
 /// How long an index may point to another index.
 const MAX_DEPTH: usize = 3;
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+/// A target of fuzzing: a header of any text is read, or is none.
+pub(super) fn fuzz_challenge(header: &str) {
+    if let challenge::Challenge::Bearer { realm, service, scope } = challenge::Challenge::parse(header) {
+        let told = realm.len() + service.map_or(0, |s| s.len()) + scope.map_or(0, |s| s.len());
+        assert!(told <= header.len());
+    }
+}
+
 /// How a registry is treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryOptions {

@@ -12,6 +12,9 @@
 
 mod names;
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) use names::fuzz as fuzz_names;
+
 pub use names::{Directory, Responder};
 
 use std::fs::{self, File};

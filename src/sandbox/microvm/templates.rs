@@ -331,6 +331,15 @@ impl Mapping {
     }
 }
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+/// For the target of fuzzing: a table of maps.
+pub(in crate::sandbox) fn fuzz_mappings(maps: &str) {
+    let mut runs = Vec::new();
+    for mapping in maps.lines().filter_map(Mapping::parse) {
+        note(&mut runs, mapping.begin, mapping.end);
+    }
+}
+
 impl Saving {
     /// For the monitor.
     pub(super) fn file(&self) -> io::Result<File> {

@@ -35,7 +35,7 @@ impl Host {
 }
 
 /// The first processor, as far as its guests see it (proc_cpuinfo(5)).
-pub(super) fn processor(cpuinfo: &str) -> String {
+pub(in crate::sandbox) fn processor(cpuinfo: &str) -> String {
     let value = |key: &str| {
         let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key));
         line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())

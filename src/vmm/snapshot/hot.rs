@@ -94,6 +94,14 @@ pub fn make_ready(ram: &GuestRam, vcpu: &Vcpu, runs: &[HotRun]) {
     }
 }
 
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+/// What [`joined`] makes of any runs: their ranges in order, none within another.
+pub(crate) fn fuzz_joined(runs: &[HotRun]) {
+    let pages: u64 = runs.iter().map(|run| u64::from(run.pages)).sum();
+    let ranges = joined(runs);
+    assert!(ranges.len() <= runs.len() && pages <= MOST_PAGES);
+}
+
 /// The runs as ranges, those that are close together as one: a call costs more than a few pages.
 fn joined(runs: &[HotRun]) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();

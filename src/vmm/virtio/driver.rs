@@ -1,4 +1,5 @@
 //! A driver written from the specification, for tests: lays out queues in guest memory, drives the registers, and breaks rules on request.
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzzing uses its part"))]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -29,5 +29,7 @@ pub mod rng;
 pub mod status;
 pub mod vsock;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod driver;
+#[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
+pub(crate) mod fuzz;
