@@ -68,7 +68,11 @@ pub(crate) fn a_killed_keeper_leaves_nothing_that_is_not_cleared() -> Verdict {
     let shelf = Shelf::open(state.path()).unwrap();
     let mut seen = Vec::new();
     let whole = whole_start(state.path(), &mut seen)?;
-    for round in 0..ROUNDS {
+    // On a host that has become busier since, later kills have to make up for those that came too early.
+    for round in 0..4 * ROUNDS {
+        if round >= ROUNDS && seen.len() > 3 {
+            break;
+        }
         let keeper = keeper(state.path())?;
         std::thread::sleep(whole * round / (ROUNDS - 2));
         keeper.kill();
