@@ -75,6 +75,7 @@ impl Bench {
             until: None,
             warmup: 1,
             memory_runs: 0,
+            probes: false,
             seed: 0,
             allow_difference: false,
             timeout: Duration::from_secs(60),

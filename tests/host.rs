@@ -70,6 +70,8 @@ mod life;
 mod net_rate;
 #[path = "host/network.rs"]
 mod network;
+#[path = "host/probes.rs"]
+mod probes;
 #[path = "host/programs.rs"]
 mod programs;
 #[path = "host/rates.rs"]
@@ -113,6 +115,7 @@ const ALL: &[&[runner::Case]] = &[
     net_device::CASES,
     net_rate::CASES,
     network::CASES,
+    probes::CASES,
     programs::CASES,
     rates::CASES,
     real_input::CASES,

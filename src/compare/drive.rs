@@ -40,6 +40,8 @@ pub struct Given {
 pub enum Step {
     /// The proofs of an arm begin.
     Controls(String),
+    /// The probes of an arm begin.
+    Probes(String),
     /// A timed round is over: its number from 1, how many there are, and the arms' times to the end in milliseconds.
     Timed(u32, u32, Vec<(String, f64)>),
     /// A memory round is over: its number from 1 and how many there are.
@@ -95,6 +97,13 @@ pub fn compare(
     for arm in &plan.arms {
         watch(&Step::Controls(arm.name.clone()));
         arms.push(proved(arm, plan, given, runner)?);
+    }
+    if plan.probes {
+        for record in &mut arms {
+            watch(&Step::Probes(record.arm.name.clone()));
+            let probes = runner.probes(&record.arm);
+            record.probes = probes.map_err(|e| failed(&record.arm, "probes of its walls".to_owned(), e))?;
+        }
     }
     let mut agreement = Agreement::default();
     let mut units = BTreeMap::new();
@@ -178,6 +187,7 @@ fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Res
     Ok(ArmRecord {
         arm: arm.clone(),
         controls,
+        probes: Vec::new(),
         disk_bytes: given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
         runs: Vec::new(),
         memory_runs: Vec::new(),

@@ -151,6 +151,8 @@ pub struct Plan {
     pub warmup: u32,
     /// Rounds that measure memory.
     pub memory_runs: u32,
+    /// Every arm is probed for what its walls let through.
+    pub probes: bool,
     /// Seed of the order.
     pub seed: u64,
     /// Differing outputs and exit codes are noted, not refused.

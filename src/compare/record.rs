@@ -9,6 +9,7 @@ use super::control::Control;
 use super::facts::HostFacts;
 use super::meters::MemorySample;
 use super::plan::Arm;
+use super::probes::Probe;
 use super::stats::{Ratio, Spread, ratio};
 use super::verdict::{Kind, Verdict};
 use crate::spec::{Digest, Phase};
@@ -124,6 +125,9 @@ pub struct ArmRecord {
     pub arm: Arm,
     /// Proofs that the settings took effect.
     pub controls: Vec<Control>,
+    /// What its walls let through, if that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
     /// Bytes on disk that the arm needs, by part.
     pub disk_bytes: BTreeMap<String, u64>,
     /// The timed runs, those for warming up included.

@@ -10,6 +10,7 @@ use super::control::Evidence;
 use super::measures::Measured;
 use super::meters::MemorySample;
 use super::plan::Arm;
+use super::probes::{Probe, ProbesError};
 use crate::spec::{Digest, Moments, Outcome, Usage};
 
 /// What `duplex run --trace FILE` writes.
@@ -51,6 +52,9 @@ pub trait Runner {
 
     /// Memory of a sandbox that waits for input and does nothing.
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError>;
+
+    /// What a sandbox of this arm lets its programs reach, and learn of the host.
+    fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError>;
 
     /// What a sandbox of this arm sees of itself and the host of it.
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError>;
@@ -104,6 +108,17 @@ pub enum RunnerError {
         exit_code: u8,
         /// The beginning of it.
         said: String,
+    },
+    /// The program that probes said something else.
+    #[error("The probes did not say what they found (exit code {exit_code}); they said \"{said}\"")]
+    NoProbes {
+        /// The exit code.
+        exit_code: u8,
+        /// The end of it.
+        said: String,
+        /// What is wrong with it.
+        #[source]
+        source: ProbesError,
     },
     /// The idle sandbox did not answer.
     #[error("The idle sandbox did not echo what it was sent within {seconds} s; it said \"{said}\"")]

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,7 @@ use super::control::{Evidence, INSIDE};
 use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
+use super::probes::{Probe, probes};
 use super::runner::{Observation, Runner, RunnerError, Trace};
 use crate::spec::{Exit, Isolation};
 use crate::sys::clock::monotonic_ns;
@@ -89,12 +91,17 @@ impl Spawner {
         format!("/proc/{}/fd/{}", std::process::id(), self.trace.as_raw_fd())
     }
 
-    /// `duplex run` of this arm, without a network. The host name is fixed: by default it is the sandbox's id, and outputs that show it
-    /// would differ.
+    /// `duplex run` of this arm, without a network.
     fn command(&self, arm: &Arm, options: &[&str], image: &str, words: &[String]) -> Command {
+        self.command_on(arm, "none", options, image, words)
+    }
+
+    /// `duplex run` of this arm on this network. The host name is fixed: by default it is the sandbox's id, and outputs that show it would
+    /// differ.
+    fn command_on(&self, arm: &Arm, network: &str, options: &[&str], image: &str, words: &[String]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never"]);
-        command.args(["--hostname", "duplex", "--net", "none"]);
+        command.args(["--hostname", "duplex", "--net", network]);
         command.arg("--isolation").arg(arm.isolation.to_string());
         // No swap on either side: a guest has none.
         let memory = self.plan.memory.0.to_string();
@@ -242,6 +249,23 @@ impl Runner for Spawner {
         }
         self.end_waiting(child, stdin)?;
         Ok(last)
+    }
+
+    /// On the network that a sandbox has by itself, with somebody on the host's loopback who may be reached.
+    fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(RunnerError::Scratch)?;
+        let port = listener.local_addr().map_err(RunnerError::Scratch)?.port();
+        let words = ["probe".to_owned(), port.to_string()];
+        let mut command = self.command_on(arm, "user", &[], EMBEDDED, &words);
+        let (_, child) = self.spawn(command.stdin(Stdio::null()))?;
+        let (watched, _) = self.finish(child, false)?;
+        self.trace(&watched)?;
+        drop(listener);
+        let deed = &watched.deed;
+        probes(&String::from_utf8_lossy(&deed.stdout.head), arm.isolation, Path::new("/")).map_err(|source| {
+            let said = format!("{}{}", deed.stderr.excerpt(1000), deed.stdout.excerpt(1000));
+            RunnerError::NoProbes { exit_code: deed.exit_code, said, source }
+        })
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {

@@ -7,10 +7,12 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
+use super::probes::Reached;
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
 use super::words::{
-    LAB, bytes, command, known, memory_label, milliseconds, nanoseconds, phase_label, sentence, times, why_so_many,
+    LAB, bytes, command, known, memory_label, milliseconds, nanoseconds, phase_label, probes_in_words, sentence, times,
+    why_so_many,
 };
 use crate::spec::Phase;
 
@@ -31,9 +33,36 @@ pub fn table(record: &Record, against: Option<&Against>) -> String {
             let _ = writeln!(text, "{line}");
         }
     }
+    text.push_str(&walls(&record.arms));
     if let Some(against) = against {
         text.push_str(&beside(against));
     }
+    text
+}
+
+/// What the walls of the arms let through: how many probes of each kind, and which reached the host.
+fn walls(arms: &[ArmRecord]) -> String {
+    let mut text = String::new();
+    let Some(first) = arms.first().filter(|arm| !arm.probes.is_empty()) else { return text };
+    text.push('\n');
+    for line in wrapped(&probes_in_words(first.probes.len()), "") {
+        let _ = writeln!(text, "{line}");
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table.set_header(std::iter::once("").chain(arms.iter().map(|arm| arm.arm.name.as_str())));
+    for reached in [Reached::Reachable, Reached::Contained, Reached::Blocked] {
+        let count = |arm: &ArmRecord| arm.probes.iter().filter(|p| p.reached == reached).count().to_string();
+        table.add_row(std::iter::once(reached.words().to_owned()).chain(arms.iter().map(count)));
+    }
+    let of = |arm: &ArmRecord, name: &str| arm.probes.iter().find(|p| p.name == name).map(|p| p.reached);
+    for probe in &first.probes {
+        if arms.iter().any(|arm| of(arm, &probe.name) == Some(Reached::Reachable)) {
+            let cells = arms.iter().map(|arm| of(arm, &probe.name).map_or("-", Reached::words).to_owned());
+            table.add_row(std::iter::once(format!("  {}", probe.name)).chain(cells));
+        }
+    }
+    let _ = writeln!(text, "{table}");
     text
 }
 

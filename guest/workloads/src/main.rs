@@ -11,6 +11,7 @@ mod measure;
 mod memory;
 mod network;
 mod plain;
+mod probe;
 mod process;
 mod sys;
 
@@ -22,7 +23,7 @@ type Answer = Result<ExitCode, Box<dyn std::error::Error>>;
 /// One program: name, arguments, one line of help, body.
 struct Program(&'static str, &'static str, &'static str, fn(&[String]) -> Answer);
 
-const PROGRAMS: [Program; 22] = [
+const PROGRAMS: [Program; 23] = [
     Program("hello", "", "print one line", plain::hello),
     Program("true", "", "succeed", plain::succeed),
     Program("false", "", "fail", plain::fail),
@@ -43,6 +44,7 @@ const PROGRAMS: [Program; 22] = [
     Program("touch-pages", "MIB", "map memory and write to each of its pages", memory::touch_pages),
     Program("tcp-echo", "COUNT [BYTES]", "so many round trips of so many bytes over loopback", network::tcp_echo),
     Program("measure", "NAME...|suite", "do fixed work and say how long it took", measure::measure),
+    Program("probe", "[PORT]", "the first steps of known ways out, and what is to be learnt of the host", probe::probe),
     Program("serve", "PORT", "send back what comes to this port, by TCP and by UDP", network::serve_port),
     Program("send", "ADDRESS PORT MIB", "send so much by TCP", network::send),
 ];

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 fn end_signals() -> libc::sigset_t {
@@ -57,7 +58,7 @@ pub(crate) fn call(number: u32, arguments: &[u64]) -> i64 {
     let argument = |place: usize| arguments.get(place).copied().unwrap_or(0);
     let answer: i64;
     // SAFETY: the registers that the kernel writes are named. What the call does to this process is what its caller asked for: no reference of
-    // Rust's leads to what it may change, for no argument is an address of this program's.
+    // Rust's leads to what it may change, for no argument is an address of this program's but of bytes that [`call_with`] holds for it.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -73,6 +74,41 @@ pub(crate) fn call(number: u32, arguments: &[u64]) -> i64 {
         );
     }
     answer
+}
+
+/// One word of a system call.
+pub(crate) enum Word<'a> {
+    /// As it is.
+    Number(u64),
+    /// The address of these bytes, which the kernel may change.
+    Bytes(&'a mut [u8]),
+}
+
+impl From<u64> for Word<'_> {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+/// A descriptor as a word.
+pub(crate) fn number_of(fd: &impl AsRawFd) -> u64 {
+    u64::from(fd.as_raw_fd().unsigned_abs())
+}
+
+/// A system call by number, what it returns or its error. The caller's bytes are as many as this call reads and writes.
+pub(crate) fn call_with(number: libc::c_long, words: &mut [Word<'_>]) -> io::Result<u64> {
+    let mut arguments = Vec::with_capacity(words.len());
+    for word in words {
+        arguments.push(match word {
+            Word::Number(number) => *number,
+            Word::Bytes(bytes) => bytes.as_mut_ptr().expose_provenance() as u64,
+        });
+    }
+    let number = u32::try_from(number).map_err(io::Error::other)?;
+    match call(number, &arguments) {
+        error @ -4095..0 => Err(io::Error::from_raw_os_error(i32::try_from(-error).unwrap_or(0))),
+        value => Ok(value.cast_unsigned()),
+    }
 }
 
 /// As a program of 32 bits makes it: by interrupt 0x80, whose numbers are others. Three arguments.

@@ -28,6 +28,9 @@ pub(crate) struct CompareArgs {
     /// Rounds that measure memory, apart from the timed ones
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub memory_runs: u32,
+    /// Try in every arm the first steps of known ways out, and what can be learnt of the host; nothing is harmed
+    #[arg(long)]
+    pub probes: bool,
     /// Go on until the intervals reach at most so far to either side: of the workloads' ratios, or of the start's if there are none
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub precision: Option<f64>,

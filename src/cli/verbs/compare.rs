@@ -50,6 +50,7 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         runs: args.runs,
         warmup: args.warmup,
         memory_runs: args.memory_runs,
+        probes: args.probes,
         seed: args.seed.map_or_else(random_seed, Ok)?,
         allow_difference: args.allow_difference,
         timeout: Duration::from_secs(args.timeout),
@@ -147,7 +148,11 @@ fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Fai
             Failure::new(Code::Interrupted, RunnerError::Interrupted)
         }
         CompareError::Arm {
-            source: RunnerError::Failed { .. } | RunnerError::NoEcho { .. } | RunnerError::NoMeasure { .. },
+            source:
+                RunnerError::Failed { .. }
+                | RunnerError::NoEcho { .. }
+                | RunnerError::NoMeasure { .. }
+                | RunnerError::NoProbes { .. },
             ..
         } => Failure::new(Code::Failed, error).mended_by("'duplex doctor' says what this host can do"),
         CompareError::Arm { .. } => Failure::new(Code::Failed, error),
@@ -231,7 +236,8 @@ impl Progress {
         let arms = plan.arms.len() as u64;
         let rounds = u64::from(plan.warmup) + u64::from(plan.runs) + u64::from(plan.memory_runs);
         let template = "{msg:32!} {wide_bar} {pos}/{len} {eta:>4}";
-        let bar = bar(arms + rounds, template);
+        let probes = if plan.probes { arms } else { 0 };
+        let bar = bar(arms + probes + rounds, template);
         if bar.is_none() {
             note(&format!("comparing {} in {} rounds", plan.reference, plan.warmup + plan.runs + plan.memory_runs));
         }
@@ -241,6 +247,7 @@ impl Progress {
     fn show(&mut self, step: &Step) {
         let words = match step {
             Step::Controls(arm) => format!("proof that '{arm}' is what it says"),
+            Step::Probes(arm) => format!("what the walls of '{arm}' let through"),
             Step::Timed(round, all, times) => {
                 let times: Vec<String> = times.iter().map(|(arm, ms)| format!("{arm} {ms:.0} ms")).collect();
                 format!("round {round}/{all}: {}", times.join(", "))

@@ -9,6 +9,7 @@ use crate::compare::control::tests::BOOT_ID;
 use crate::compare::measures::Measured;
 use crate::compare::meters::MemorySample;
 use crate::compare::plan::Until;
+use crate::compare::probes::{Probe, Reached};
 use crate::compare::verdict::Verdict;
 use crate::compare::{plan, table};
 use crate::spec::{Cpus, Exit, MIB, MemorySize, Moments, Outcome, Usage};
@@ -26,6 +27,7 @@ pub(crate) fn plan() -> Plan {
         until: None,
         warmup: 1,
         memory_runs: 5,
+        probes: true,
         seed: 42,
         allow_difference: false,
         timeout: Duration::from_secs(10),
@@ -125,6 +127,16 @@ impl Runner for Fake {
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
         let pss = if arm.isolation == Isolation::MicroVm { 40 << 20 } else { 3 << 20 };
         Ok(Some(MemorySample { pss, tmpfs: None, kernel: Some(1 << 20) }))
+    }
+
+    fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError> {
+        let probe = |name: &str, reached, found: &str| Probe { name: name.into(), reached, found: found.into() };
+        let mut probes = vec![probe("bpf", Reached::Blocked, "Operation not permitted (os error 1)")];
+        probes.push(match arm.isolation {
+            Isolation::MicroVm => probe("kernel-release", Reached::Contained, "6.12.9"),
+            Isolation::Container => probe("kernel-release", Reached::Reachable, "6.1.0"),
+        });
+        Ok(probes)
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {

@@ -8,6 +8,7 @@ mod ink;
 mod page;
 mod plot;
 mod tables;
+mod walls;
 
 use super::baseline::Against;
 use super::record::Record;
