@@ -19,7 +19,8 @@ const NEEDS: &[Need] =
 
 const IMAGE: &str = "box:1";
 
-/// Furthest that a machine's clock may be from the host's when its command goes on, in seconds.
+/// Furthest that a machine's clock may be from the host's when its command goes on, in seconds, on a host where messages take no time. On a slow one
+/// the time of a message comes to it: a quarter of what an `exec` takes.
 const CLOCK: f64 = 0.05;
 
 /// Counts, with what it can see of itself: number, host name, seconds since the boot, randomness.
@@ -89,7 +90,8 @@ fn copies_go_on_where_the_original_was(place: &Place) {
     for name in names {
         place.until("three lines", || lines(place, name).len() >= 3);
         let (before, inside, after) = (now(), clock(place, name), now());
-        assert!(before - CLOCK < inside && inside < after + CLOCK, "{name}: {before} {inside} {after}");
+        let off = CLOCK.max((after - before) / 4.0);
+        assert!(before - off < inside && inside < after + off, "{name}: {before} {inside} {after}");
     }
     let first = lines(place, "one");
     let number = |line: &[String]| line[0].parse::<u64>().unwrap();
