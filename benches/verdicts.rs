@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use duplex::compare::{
-    Arm, Build, Evidence, Given, MemorySample, Observation, Plan, Runner, RunnerError, Spawner, Until, arms, compare,
-    host_facts,
+    Arm, Build, Evidence, Given, MemorySample, Observation, Plan, Probe, Runner, RunnerError, Spawner, Until, arms,
+    compare, host_facts,
 };
 use duplex::image::Store;
 use duplex::spec::{Cpus, MemorySize};
@@ -43,6 +43,10 @@ impl Runner for HeldUp {
 
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
         self.plain.idle(arm)
+    }
+
+    fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError> {
+        self.plain.probes(arm)
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {

@@ -173,7 +173,7 @@ pub(super) fn probes_in_words(count: usize) -> String {
     format!(
         "Walls: {count} probes, each the harmless first step of a known way out or something to be learnt of the host. \
         Reachable is what is the host's or its kernel's, contained what is the sandbox's own: of its own kernel in a \
-        microVM. A step that is reachable is no way out yet: it is what a hole in the host's kernel would be used by."
+        microVM. A step that is reachable is no way out by itself: it becomes one by a hole in the kernel behind it."
     )
 }
 
