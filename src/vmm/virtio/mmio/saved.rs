@@ -78,7 +78,7 @@ impl MmioDevice {
         if saved.kind != state.device.kind() || !saved.fits(&state.setups) {
             return Err(DeviceRefused::Kind);
         }
-        if saved.driver_features & !state.offered() != 0 {
+        if saved.has_agreed() && saved.driver_features & !state.offered() != 0 {
             return Err(DeviceRefused::Features);
         }
         let phase = match &saved.phase {
@@ -121,11 +121,19 @@ impl MmioDevice {
 }
 
 impl DeviceState {
+    /// The features were looked at: before FEATURES_OK a driver writes what it likes, and it is looked at then.
+    fn has_agreed(&self) -> bool {
+        self.status == Status::FeaturesOk || matches!(self.phase, SavedPhase::Live(_))
+    }
+
     /// The same number of queues, none larger than the device has, and as many that stand somewhere.
     fn fits(&self, own: &[QueueSetup]) -> bool {
         let same = self.setups.len() == own.len() && self.setups.iter().zip(own).all(|(a, b)| a.max == b.max);
         same && match &self.phase {
-            SavedPhase::Live(standings) => standings.len() == own.len() && self.status == Status::Live,
+            // A driver may give up on a device at any time (FAILED), which does not stop it.
+            SavedPhase::Live(standings) => {
+                standings.len() == own.len() && matches!(self.status, Status::Live | Status::Failed)
+            }
             SavedPhase::Setup => self.status != Status::Live,
             SavedPhase::Broken => true,
         }
@@ -164,6 +172,28 @@ mod tests {
         driver.device.resume();
         assert_eq!(driver.take_used(0), Some((u32::from(head), 8)));
         driver.device.remind();
+    }
+
+    #[test]
+    fn a_device_that_its_driver_gave_up_goes_on_too() {
+        let mut driver = Driver::ready(0, |_| Rng);
+        driver.write(0x070, 128);
+        let saved = driver.device.save();
+        driver.device = driver.another(Rng);
+        driver.device.restore(&saved).unwrap();
+        assert_eq!((driver.read(0x070), driver.device.save()), (128, saved));
+    }
+
+    #[test]
+    fn features_count_when_the_driver_is_done_with_them() {
+        let driver = Driver::new(|_| Rng);
+        driver.write(0x070, 1);
+        driver.write(0x070, 3);
+        driver.accept(u64::MAX);
+        let (saved, other) = (driver.device.save(), driver.another(Rng));
+        other.restore(&saved).unwrap();
+        other.write(0x070, &11_u32.to_le_bytes());
+        assert_eq!(other.save(), saved, "they are refused as they would have been");
     }
 
     #[test]
