@@ -1,6 +1,8 @@
 //! Tests that need nothing: no KVM, no root, no network.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/scripted_registry.rs"]
+mod scripted_registry;
 #[path = "support/tarball.rs"]
 mod tarball;
 
@@ -12,10 +14,16 @@ mod erofs_images;
 mod erofs_reader;
 #[path = "offline/hostile_archives.rs"]
 mod hostile_archives;
+#[path = "offline/hostile_registry.rs"]
+mod hostile_registry;
 #[path = "offline/kernel_manifest.rs"]
 mod kernel_manifest;
 #[path = "offline/layers.rs"]
 mod layers;
+#[path = "offline/registry_contents.rs"]
+mod registry_contents;
+#[path = "offline/registry_wire.rs"]
+mod registry_wire;
 #[path = "offline/report.rs"]
 mod report;
 #[path = "offline/style.rs"]

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use compare::CompareArgs;
 pub(super) use health::HealthArgs;
 pub(super) use host::{DoctorArgs, LabArgs, LabVerb};
-pub(super) use image::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub(super) use image::{BudgetArgs, ImagesArgs, LoadArgs, PullArgs, RmiArgs};
 pub(super) use inside::{CpArgs, ExecArgs, PauseArgs, StatsArgs, TopArgs};
 pub(super) use life::{
     AttachArgs, InspectArgs, KillArgs, LogsArgs, PortArgs, PruneArgs, PsArgs, RenameArgs, RmArgs, StartArgs, StopArgs,

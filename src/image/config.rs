@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::tar::shown;
 use crate::spec::{Digest, Healthcheck};
 
 /// Most layers of one image: one more than Docker ever makes, and a disk's device table stays small.
@@ -134,10 +135,11 @@ impl Config {
         let architecture = raw.architecture.unwrap_or_default();
         // Both are required by the specification, but images made by simple tools leave them out.
         if !matches!(os.as_str(), "" | "linux") || !matches!(architecture.as_str(), "" | "amd64") {
+            let [os, architecture] = [os, architecture].map(|text| shown(text.as_bytes()));
             return Err(ConfigError::Platform { os, architecture });
         }
         if raw.rootfs.kind != "layers" {
-            return Err(ConfigError::RootfsType(raw.rootfs.kind));
+            return Err(ConfigError::RootfsType(shown(raw.rootfs.kind.as_bytes())));
         }
         let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
         if diff_ids.len() > MAX_LAYERS {
@@ -186,7 +188,7 @@ fn distinct(env: Vec<String>) -> Result<Vec<String>, ConfigError> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for variable in env {
         let Some((name, _)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(ConfigError::Env(variable));
+            return Err(ConfigError::Env(shown(variable.as_bytes())));
         };
         match places.get(name) {
             Some(place) => kept[*place] = variable,

@@ -34,13 +34,15 @@ const INPUT_BUFFER: usize = 128 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum DecompressError {
     /// More bytes than allowed.
-    #[error("Stream inflates to more than {limit} bytes (limit inflated_bytes)")]
+    #[error("Stream inflates to more than {limit} bytes (limit inflated_bytes = {limit})")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,
     },
     /// So much more comes out than goes in that only an attack explains it.
-    #[error("Stream inflates {compressed} bytes to {inflated}, more than {limit} times as much (limit ratio)")]
+    #[error(
+        "Stream inflates {compressed} bytes to {inflated}, more than {limit} times as much (limit ratio = {limit})"
+    )]
     Ratio {
         /// Bytes read so far.
         compressed: u64,

@@ -55,7 +55,7 @@ impl Store {
         }
         let load = || -> Result<Digest, IngestError> {
             let writer = self.writer()?;
-            let archive = Archive::open(path, writer.scratch())?;
+            let archive = Archive::open(path, writer.scratch(), self.budget())?;
             let images = archive.images()?;
             let Some(image) = images.first().filter(|_| images.len() == 1) else {
                 return Err(SourceError::from(ArchiveError::Empty { archive: shown.clone() }).into());

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::config::MAX_LAYERS;
 use super::decompress::Compression;
+use super::tar;
 use crate::spec::Digest;
 
 /// Longest manifest or index, in bytes (distribution spec, "Pushing Manifests": registries should take at least 4 MiB).
@@ -15,6 +16,8 @@ pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 pub(super) const MAX_CONFIG: u64 = 8 << 20;
 /// Most entries of one index.
 const MAX_ENTRIES: usize = 1024;
+/// Most platforms that an error lists.
+const MOST_SHOWN: usize = 16;
 
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -144,12 +147,12 @@ impl Document {
                 (Self::Manifest(Manifest::check(config, layers.unwrap_or_default())?), [OCI_MANIFEST, DOCKER_MANIFEST])
             }
             (None, None, Some(manifests)) => (Self::Index(Index::check(manifests)?), [OCI_INDEX, DOCKER_LIST]),
-            (None, None, None) => return Err(ManifestError::MediaType(raw.media_type.unwrap_or_default())),
+            (None, None, None) => return Err(ManifestError::MediaType(shown(&raw.media_type.unwrap_or_default()))),
             _ => return Err(ManifestError::Ambiguous),
         };
         for kind in [raw.media_type.as_deref(), stated].into_iter().flatten() {
             if !types.contains(&kind) {
-                return Err(ManifestError::MediaType(kind.to_owned()));
+                return Err(ManifestError::MediaType(shown(kind)));
             }
         }
         Ok(document)
@@ -159,7 +162,7 @@ impl Document {
 impl Manifest {
     fn check(config: Descriptor, layers: Vec<Descriptor>) -> Result<Self, ManifestError> {
         if !CONFIGS.contains(&config.media_type.as_str()) {
-            return Err(ManifestError::NotAnImage(config.media_type));
+            return Err(ManifestError::NotAnImage(shown(&config.media_type)));
         }
         if config.size > MAX_CONFIG {
             return Err(ManifestError::ConfigSize(config.size));
@@ -185,9 +188,9 @@ fn layer_compression(layer: &Descriptor) -> Result<Compression, ManifestError> {
             Ok(Compression::Zstd)
         }
         _ if kind.contains("nondistributable") || kind.contains("rootfs.foreign") => {
-            Err(ManifestError::Foreign { layer: layer.digest.clone(), media_type: kind.to_owned() })
+            Err(ManifestError::Foreign { layer: layer.digest.clone(), media_type: shown(kind) })
         }
-        _ => Err(ManifestError::LayerType { layer: layer.digest.clone(), media_type: kind.to_owned() }),
+        _ => Err(ManifestError::LayerType { layer: layer.digest.clone(), media_type: shown(kind) }),
     }
 }
 
@@ -216,9 +219,22 @@ impl Index {
         let mut unstated = self.manifests.iter().filter(|d| d.is_document() && d.platform.is_none());
         match (unstated.next(), unstated.next()) {
             (Some(only), None) => Ok(only),
-            _ => Err(ManifestError::NoPlatform(self.manifests.iter().filter_map(Descriptor::platform_name).collect())),
+            _ => {
+                let mut has: Vec<String> = self.manifests.iter().filter_map(Descriptor::platform_name).collect();
+                has.sort();
+                has.dedup();
+                let more = has.len().saturating_sub(MOST_SHOWN);
+                has.truncate(MOST_SHOWN);
+                has.extend((more > 0).then(|| format!("{more} more")));
+                Err(ManifestError::NoPlatform(has))
+            }
         }
     }
+}
+
+/// Text of a document for messages.
+fn shown(text: &str) -> String {
+    tar::shown(text.as_bytes())
 }
 
 impl Descriptor {
@@ -236,7 +252,7 @@ impl Descriptor {
     fn platform_name(&self) -> Option<String> {
         let platform = self.platform.as_ref().filter(|p| p.os != "unknown")?;
         let variant = platform.variant.as_ref().map(|v| format!("/{v}")).unwrap_or_default();
-        Some(format!("{}/{}{variant}", platform.os, platform.architecture))
+        Some(shown(&format!("{}/{}{variant}", platform.os, platform.architecture)))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::archive::Archive;
 use super::embedded::is_embedded;
 use super::ingest::{IngestError, Plan, Source, ingest};
+use super::layer::{Budget, Deadline};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::registry::{RegistryOptions, Repository};
@@ -99,9 +100,10 @@ impl Store {
             return Err(PullError::Embedded(reference.clone()));
         }
         let pull = || -> Result<Added, IngestError> {
-            let repository = Repository::new(reference, options)?;
+            let deadline = Deadline::new(self.budget());
+            let repository = Repository::new(reference, options, deadline)?;
             let plan = repository.plan(reference)?;
-            let writer = self.writer()?;
+            let writer = self.writer_until(deadline)?;
             let new = bring(&writer, &repository, &plan, std::slice::from_ref(reference), progress)?;
             Ok(Added { manifest: plan.manifest, names: vec![reference.clone()], new })
         };
@@ -112,7 +114,7 @@ impl Store {
     /// gzip or zstd).
     pub fn load(&self, path: &Path, progress: &dyn Progress) -> Result<Vec<Added>, LoadError> {
         let shown = path.display().to_string();
-        self.load_from(&shown, |scratch| Archive::open(path, scratch), progress)
+        self.load_from(&shown, |scratch, budget| Archive::open(path, scratch, budget), progress)
     }
 
     /// The same from a stream, such as standard input; `shown` is what messages call it.
@@ -122,18 +124,18 @@ impl Store {
         stream: &mut dyn Read,
         progress: &dyn Progress,
     ) -> Result<Vec<Added>, LoadError> {
-        self.load_from(shown, |scratch| Archive::read(shown, stream, scratch), progress)
+        self.load_from(shown, |scratch, budget| Archive::read(shown, stream, scratch, budget), progress)
     }
 
     fn load_from(
         &self,
         shown: &str,
-        open: impl FnOnce(&Path) -> Result<Archive, IngestError>,
+        open: impl FnOnce(&Path, &Budget) -> Result<Archive, IngestError>,
         progress: &dyn Progress,
     ) -> Result<Vec<Added>, LoadError> {
         let failed = |source| LoadError::Failed { archive: shown.to_owned(), source: Box::new(source) };
         let writer = self.writer().map_err(|e| failed(e.into()))?;
-        let archive = open(writer.scratch()).map_err(failed)?;
+        let archive = open(writer.scratch(), self.budget()).map_err(failed)?;
         let images = archive.images().map_err(failed)?;
         if let Some(name) = images.iter().flat_map(|i| &i.names).find(|name| is_embedded(name)) {
             return Err(LoadError::Embedded { archive: shown.to_owned(), name: name.clone() });

@@ -10,7 +10,7 @@ use crate::cli::output::print;
 use crate::cli::terminal::stdin_is_terminal;
 use crate::image::Added;
 
-use super::pull::Watch;
+use super::pull::{Watch, budget};
 
 /// Nothing to read.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub(crate) fn load(context: &Context, args: &LoadArgs) -> Result<u8, Failure> {
     if args.input.is_none() && stdin_is_terminal() {
         return Err(failed(NoArchive));
     }
-    let store = engine::store(&context.installation).map_err(failed)?;
+    let store = engine::store(&context.installation).map_err(failed)?.with_budget(budget(&args.budget));
     let watch = Watch::new(args.quiet);
     let added = match &args.input {
         Some(path) => store.load(path, &watch),

@@ -1,22 +1,25 @@
 //! `duplex pull`, and fetching for other verbs.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 
 use crate::cli::Context;
-use crate::cli::args::PullArgs;
+use crate::cli::args::{BudgetArgs, PullArgs};
 use crate::cli::engine;
 use crate::cli::fail::{Code, Failure, failed};
 use crate::cli::output::{bar, note, print};
+use crate::image::layer::Budget;
 use crate::image::{Event, Image, Progress, PullError, Reference, RegistryOptions, ResolveError, Store};
 
 /// Fetches an image from its registry.
 pub(crate) fn pull(context: &Context, args: &PullArgs) -> Result<u8, Failure> {
     let reference: Reference = args.image.parse().map_err(failed)?;
-    let store = engine::store(&context.installation).map_err(failed)?;
+    let store = engine::store(&context.installation).map_err(failed)?.with_budget(budget(&args.budget));
     let watch = Watch::new(args.quiet);
-    let added = store.pull(&reference, &RegistryOptions::default(), &watch);
+    let options = RegistryOptions { stall: Duration::from_secs(args.stall) };
+    let added = store.pull(&reference, &options, &watch);
     drop(watch);
     let added = added.map_err(failed)?;
     if args.quiet {
@@ -26,6 +29,16 @@ pub(crate) fn pull(context: &Context, args: &PullArgs) -> Result<u8, Failure> {
         print(&format!("Digest: {}\nStatus: {words} {reference}\n", added.manifest))?;
     }
     Ok(Code::Done as u8)
+}
+
+/// The limits that were asked for.
+pub(crate) fn budget(args: &BudgetArgs) -> Budget {
+    let mut budget = Budget::default();
+    for limit in &args.limits {
+        // Its name and value are known to be good since the command line was read.
+        let _ = budget.set(&limit.name, limit.value);
+    }
+    budget
 }
 
 /// An image that another verb needs cannot be had.

@@ -47,13 +47,18 @@ impl Contents {
     }
 
     /// A plain tar file, read once to find its entries.
-    pub(super) fn tar(shown: &str, file: File) -> Result<Self, IngestError> {
-        let entries = index(shown, BufReader::with_capacity(256 << 10, &file), None)?;
+    pub(super) fn tar(shown: &str, file: File, budget: &Budget) -> Result<Self, IngestError> {
+        let entries = index(shown, BufReader::with_capacity(256 << 10, &file), None, budget)?;
         Ok(Self { shown: shown.to_owned(), place: Place::Tar { file, entries } })
     }
 
     /// A stream, unpacked into a file of the scratch folder while its entries are found.
-    pub(super) fn spool(shown: &str, stream: &mut dyn Read, scratch: &Path) -> Result<Self, IngestError> {
+    pub(super) fn spool(
+        shown: &str,
+        stream: &mut dyn Read,
+        scratch: &Path,
+        budget: &Budget,
+    ) -> Result<Self, IngestError> {
         let path = scratch.join("archive");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -63,10 +68,9 @@ impl Contents {
             .map_err(|source| SourceError::from(ArchiveError::Open { archive: shown.to_owned(), source }))?;
         let mut whole = (&magic[..count]).chain(stream);
         let unpack = |source| SourceError::from(ArchiveError::Decompress { archive: shown.to_owned(), source });
-        let source =
-            Decompressor::new(&mut whole, compression_of(&magic[..count]), &Budget::default()).map_err(unpack)?;
+        let source = Decompressor::new(&mut whole, compression_of(&magic[..count]), budget).map_err(unpack)?;
         let spool = Spool { source, file: &file };
-        let entries = index(shown, BufReader::with_capacity(256 << 10, spool), Some(&path))?;
+        let entries = index(shown, BufReader::with_capacity(256 << 10, spool), Some(&path), budget)?;
         Ok(Self { shown: shown.to_owned(), place: Place::Tar { file, entries } })
     }
 
@@ -148,6 +152,7 @@ fn index(
     shown: &str,
     input: BufReader<impl Read>,
     spool: Option<&Path>,
+    budget: &Budget,
 ) -> Result<BTreeMap<String, Slot>, IngestError> {
     let refused = |source: TarError| -> IngestError {
         match spool.filter(|_| is_full(&source)) {
@@ -155,7 +160,7 @@ fn index(
             None => SourceError::from(ArchiveError::Tar { archive: shown.to_owned(), source }).into(),
         }
     };
-    let mut reader = Reader::new(input, &Budget::default());
+    let mut reader = Reader::new(input, budget);
     let mut entries = BTreeMap::new();
     while let Some(entry) = reader.next().map_err(refused)? {
         let Ok(name) = String::from_utf8(entry.path.as_bytes().to_vec()) else { continue };

@@ -25,6 +25,7 @@ pub use error::ArchiveError;
 
 use super::decompress::Compression;
 use super::ingest::{IngestError, Plan, PlannedLayer, Source, SourceError};
+use super::layer::Budget;
 use super::reference::Reference;
 use contents::Contents;
 
@@ -45,7 +46,7 @@ pub(super) struct Archive {
 
 impl Archive {
     /// Opens a folder or a file. `scratch` takes what has to be spooled.
-    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, IngestError> {
+    pub(super) fn open(path: &Path, scratch: &Path, budget: &Budget) -> Result<Self, IngestError> {
         let shown = path.display().to_string();
         let cannot_open = |source| SourceError::from(ArchiveError::Open { archive: shown.clone(), source });
         let metadata = std::fs::metadata(path).map_err(cannot_open)?;
@@ -55,19 +56,24 @@ impl Archive {
         }
         let mut file = File::open(path).map_err(cannot_open)?;
         if !metadata.is_file() {
-            return Ok(Self { contents: Contents::spool(&shown, &mut file, scratch)?, stem });
+            return Ok(Self { contents: Contents::spool(&shown, &mut file, scratch, budget)?, stem });
         }
         let contents = if compression(&mut file).map_err(cannot_open)? == Compression::None {
-            Contents::tar(&shown, file)?
+            Contents::tar(&shown, file, budget)?
         } else {
-            Contents::spool(&shown, &mut file, scratch)?
+            Contents::spool(&shown, &mut file, scratch, budget)?
         };
         Ok(Self { contents, stem })
     }
 
     /// Reads an archive that comes as a stream.
-    pub(super) fn read(shown: &str, stream: &mut dyn Read, scratch: &Path) -> Result<Self, IngestError> {
-        Ok(Self { contents: Contents::spool(shown, stream, scratch)?, stem: None })
+    pub(super) fn read(
+        shown: &str,
+        stream: &mut dyn Read,
+        scratch: &Path,
+        budget: &Budget,
+    ) -> Result<Self, IngestError> {
+        Ok(Self { contents: Contents::spool(shown, stream, scratch, budget)?, stem: None })
     }
 
     /// What is in it.

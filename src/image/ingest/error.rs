@@ -24,6 +24,14 @@ pub enum SourceError {
     /// The archive or layout.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The time of the whole pull or load is over.
+    #[error("There was no time left for {what}: all of it must be here after {limit} s (limit time = {limit})")]
+    Time {
+        /// What was being read.
+        what: String,
+        /// The limit in seconds.
+        limit: u64,
+    },
     /// A read that failed, with what was being read.
     #[error("Cannot read {what}")]
     Read {

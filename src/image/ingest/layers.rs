@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::{IngestError, PlannedLayer, Source, Verified, budget, error, write_tree};
+use super::{IngestError, PlannedLayer, Source, Verified, error, write_tree};
 use crate::image::layer::convert;
 use crate::image::progress::{Event, Progress};
 use crate::image::store::{LayerRecord, StoreError, Writer};
@@ -105,8 +105,9 @@ impl Work<'_> {
         let input = self.source.open(layer)?;
         let mut input =
             Verified::new(input, what.clone(), layer.digest.clone(), layer.size).watched(&self.stop, report);
+        input.hurry(self.writer.deadline());
         let mut draft = self.writer.draft_layer(number)?;
-        let converted = convert(&mut input, layer.compression, &budget(), &mut draft.data);
+        let converted = convert(&mut input, layer.compression, self.writer.store().budget(), &mut draft.data);
         let converted = match converted {
             Ok(converted) => converted,
             Err(source) => {

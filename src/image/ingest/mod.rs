@@ -18,7 +18,6 @@ pub use error::{IngestError, SourceError};
 use super::config::Config;
 use super::decompress::Compression;
 use super::erofs::{self, Device};
-use super::layer::Budget;
 use super::manifest::Manifest;
 use super::merge::merge;
 use super::progress::{Event, Progress};
@@ -150,9 +149,4 @@ fn write_tree(tree: &Tree, file: &std::fs::File, path: &std::path::Path) -> Resu
     out.flush().map_err(StoreError::io("write", path))?;
     drop(out);
     Ok(file.metadata().map_err(StoreError::io("read length of", path))?.len())
-}
-
-/// Limits of a conversion. They are not settings: no honest image comes near them.
-fn budget() -> Budget {
-    Budget::default()
 }

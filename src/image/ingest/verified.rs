@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use super::{IngestError, SourceError};
+use crate::image::layer::Deadline;
 use crate::spec::Digest;
 
 /// Most bytes read to find out whether content that cannot be used is what was announced.
@@ -22,6 +23,7 @@ pub(in crate::image) struct Verified<'a> {
     hasher: Sha256,
     failure: Option<SourceError>,
     stop: Option<&'a AtomicBool>,
+    deadline: Option<Deadline>,
     on_read: Box<dyn FnMut(u64) + 'a>,
 }
 
@@ -29,12 +31,17 @@ impl<'a> Verified<'a> {
     /// Holds `inner` to `size` bytes and to `digest`.
     pub(in crate::image) fn new(inner: Box<dyn Read + 'a>, what: String, digest: Digest, size: u64) -> Self {
         let (hasher, on_read) = (Sha256::new(), Box::new(|_| {}));
-        Self { inner, what, digest, size, read: 0, hasher, failure: None, stop: None, on_read }
+        Self { inner, what, digest, size, read: 0, hasher, failure: None, stop: None, deadline: None, on_read }
     }
 
     /// Ends the stream with an error as soon as `stop` is set; tells `on_read` how many bytes have been read.
     pub(super) fn watched(self, stop: &'a AtomicBool, on_read: impl FnMut(u64) + 'a) -> Self {
         Self { stop: Some(stop), on_read: Box::new(on_read), ..self }
+    }
+
+    /// Ends the stream with an error when this time is over.
+    pub(super) fn hurry(&mut self, deadline: Deadline) {
+        self.deadline = Some(deadline);
     }
 
     /// All of it, verified. For documents whose size has been found small enough.
@@ -99,6 +106,10 @@ impl Read for Verified<'_> {
         }
         if self.failure.is_some() {
             return Err(io::Error::other("the source has failed"));
+        }
+        if let Some(late) = self.deadline.filter(|deadline| deadline.left().is_none()) {
+            self.failure = Some(SourceError::Time { what: self.what.clone(), limit: late.limit });
+            return Err(io::Error::other("out of time"));
         }
         // One byte more than announced is let in, to be noticed; none of it reaches the reader.
         let left = self.size.saturating_sub(self.read).saturating_add(1);

@@ -22,6 +22,7 @@ mod pipe;
 
 use blob::Blob;
 pub use budget::Budget;
+pub(crate) use budget::Deadline;
 pub use build::Misplaced;
 use build::{Builder, Place};
 use pipe::Chunks;

@@ -101,9 +101,10 @@ impl<'a> Blob<'a> {
     fn step(&mut self) -> Result<bool, RegistryError> {
         let Some(response) = &mut self.response else { return Err(self.cut(None)) };
         let stall = self.client.options.stall;
-        let step = self.event_loop.block_on(async { timeout(stall, response.chunk()).await });
+        let patience = self.client.patience(&self.what)?;
+        let step = self.event_loop.block_on(async { timeout(patience, response.chunk()).await });
         let mut chunk = match step {
-            Err(_) => return Err(self.stalled()),
+            Err(_) => return self.client.patience(&self.what).and_then(|_| Err(self.stalled())),
             Ok(Err(source)) => return Err(self.cut(Some(source))),
             Ok(Ok(None)) if self.at < self.size => return Err(self.cut(None)),
             Ok(Ok(None)) => return Ok(false),

@@ -13,8 +13,10 @@ use tokio::time::timeout;
 
 use super::challenge::Challenge;
 use super::{RegistryError, RegistryOptions};
+use crate::image::layer::Deadline;
 use crate::image::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::image::reference::Reference;
+use crate::image::tar::is_plain;
 use crate::spec::Digest;
 
 /// Longest token answer, in bytes.
@@ -23,6 +25,10 @@ const MAX_TOKEN: u64 = 256 << 10;
 const MAX_MESSAGE: u64 = 512;
 /// Most redirects followed.
 const MAX_REDIRECTS: usize = 5;
+/// How long the explanation of an error is waited for.
+const MESSAGE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest `Retry-After` that is passed on, in seconds: a day.
+const MAX_RETRY_AFTER: u32 = 86_400;
 /// Documents must be whole after so many times the stall limit, however steadily they trickle.
 const DOCUMENT_PATIENCE: u32 = 4;
 
@@ -38,6 +44,7 @@ pub(super) struct Client {
     secure: bool,
     token: Mutex<Option<String>>,
     pub(super) options: RegistryOptions,
+    deadline: Deadline,
 }
 
 /// A manifest as it came.
@@ -56,7 +63,11 @@ struct Token {
 }
 
 impl Client {
-    pub(super) fn new(reference: &Reference, options: RegistryOptions) -> Result<Self, RegistryError> {
+    pub(super) fn new(
+        reference: &Reference,
+        options: RegistryOptions,
+        deadline: Deadline,
+    ) -> Result<Self, RegistryError> {
         let (Some(registry), Some(repository)) = (reference.registry(), reference.repository()) else {
             return Err(RegistryError::NoName(reference.to_string()));
         };
@@ -74,6 +85,7 @@ impl Client {
             secure,
             token: Mutex::new(None),
             options,
+            deadline,
         })
     }
 
@@ -94,6 +106,10 @@ impl Client {
         let attempt = || {
             event_loop.block_on(async {
                 let response = self.get(&url, &[(ACCEPT.as_str(), &accept)], &what).await?;
+                // Part of a manifest (206) is none, and nothing (204) is none either.
+                if response.status() != StatusCode::OK {
+                    return Err(self.refusal(response, &what).await);
+                }
                 let headers = response.headers().clone();
                 let body = self.document(response, &what, limit).await?;
                 Ok(Answer { body, digest: digest_of(&headers), media_type: media_type_of(&headers) })
@@ -146,13 +162,14 @@ impl Client {
     async fn fetch_token(&self, realm: &str, service: Option<&str>, scope: &str) -> Result<String, RegistryError> {
         let refuse = |reason| RegistryError::Token { registry: self.registry.clone(), reason };
         let mut url = Url::parse(realm).map_err(|_| refuse("its realm is not a URL"))?;
-        if url.scheme() != "https" && (self.secure || !url.host_str().is_some_and(is_loopback)) {
-            return Err(refuse("its realm is not https"));
-        }
+        may_be_asked(&url, self.secure).map_err(|why| match why {
+            Astray::Plain => refuse("its realm is not https"),
+            Astray::Inside => refuse("its realm is an address that only this host or its own network can mean"),
+        })?;
         url.query_pairs_mut().extend_pairs(service.map(|s| ("service", s))).append_pair("scope", scope);
         let what = "a token";
         let response = self.patiently(self.http.get(url).send(), what).await?;
-        if !response.status().is_success() {
+        if response.status() != StatusCode::OK {
             return Err(self.refusal(response, what).await);
         }
         let body = self.document(response, what, MAX_TOKEN).await?;
@@ -187,11 +204,20 @@ impl Client {
         step: impl Future<Output = Result<T, reqwest::Error>>,
         what: &str,
     ) -> Result<T, RegistryError> {
-        match timeout(self.options.stall, step).await {
+        match timeout(self.patience(what)?, step).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(source)) => Err(self.unreachable(source, what)),
-            Err(_) => Err(self.stalled(what, 0)),
+            Err(_) => self.patience(what).and_then(|_| Err(self.stalled(what, 0))),
         }
+    }
+
+    /// How long the next step may take. An error if the whole pull has had its time.
+    pub(super) fn patience(&self, what: &str) -> Result<Duration, RegistryError> {
+        let late = || {
+            let (registry, what) = (self.registry.clone(), what.to_owned());
+            RegistryError::Time { registry, what, limit: self.deadline.limit }
+        };
+        self.deadline.left().map(|left| left.min(self.options.stall)).ok_or_else(late)
     }
 
     pub(super) fn unreachable(&self, source: reqwest::Error, what: &str) -> RegistryError {
@@ -217,25 +243,36 @@ impl Client {
             status @ (401 | 403) => RegistryError::Unauthorized { registry, what, status },
             429 => {
                 let after = response.headers().get(RETRY_AFTER).and_then(|h| h.to_str().ok());
-                RegistryError::RateLimit { registry, retry_after: after.map(str::to_owned) }
+                RegistryError::RateLimit { registry, retry_after: after.and_then(retry_after) }
             }
-            status => RegistryError::Status { registry, what, status, message: message(response).await },
+            status => {
+                let patience = self.options.stall.min(MESSAGE_PATIENCE);
+                RegistryError::Status { registry, what, status, message: message(response, patience).await }
+            }
         }
     }
 }
 
-/// The beginning of a body, printable.
-async fn message(mut response: Response) -> String {
+/// `Retry-After` (RFC 9110, section 10.2.3) as seconds, if it is a number of them that somebody could wait for.
+fn retry_after(header: &str) -> Option<u32> {
+    header.trim().parse().ok().filter(|seconds| *seconds <= MAX_RETRY_AFTER)
+}
+
+/// The beginning of a body, as far as it comes in this time, printable.
+async fn message(mut response: Response, patience: Duration) -> String {
     let mut body = Vec::new();
     let limit = usize::try_from(MAX_MESSAGE).unwrap_or(usize::MAX);
-    while let Ok(Ok(Some(chunk))) = timeout(Duration::from_secs(2), response.chunk()).await {
+    let begin = Instant::now();
+    while let Some(left) = patience.checked_sub(begin.elapsed())
+        && let Ok(Ok(Some(chunk))) = timeout(left, response.chunk()).await
+    {
         body.extend_from_slice(&chunk[..chunk.len().min(limit.saturating_sub(body.len()))]);
         if body.len() >= limit {
             break;
         }
     }
     let text = String::from_utf8_lossy(&body);
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = text.chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
     if text.trim().is_empty() { "no explanation".to_owned() } else { text.trim().to_owned() }
 }
 
@@ -247,10 +284,13 @@ fn build(secure: bool, options: &RegistryOptions) -> Result<reqwest::Client, req
             return attempt.error("too many redirects");
         }
         // Content from elsewhere is verified, but who may say where is the registry, not somebody on the path.
-        if secure && attempt.url().scheme() != "https" {
-            return attempt.error("a redirect from https to http");
+        match may_be_asked(attempt.url(), secure) {
+            Ok(()) => attempt.follow(),
+            Err(Astray::Plain) => attempt.error("a redirect to something other than https"),
+            Err(Astray::Inside) => {
+                attempt.error("a redirect to an address that only this host or its own network can mean")
+            }
         }
-        attempt.follow()
     });
     let builder = reqwest::Client::builder()
         .redirect(policy)
@@ -263,13 +303,40 @@ fn build(secure: bool, options: &RegistryOptions) -> Result<reqwest::Client, req
     if secure { builder.build() } else { builder.tls_certs_only([]).no_proxy().build() }
 }
 
+/// Why an address that a registry names is not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Astray {
+    /// Not https, and not this machine.
+    Plain,
+    /// This machine, its link (where clouds keep credentials), or no single host.
+    Inside,
+}
+
+/// Whether a registry may send us there: by https, or by http if the registry is on this machine and so is the address; never to the link's own
+/// addresses, and from elsewhere not to this machine. Names are not looked up for this: what answers to one has to have its certificate.
+fn may_be_asked(url: &Url, secure: bool) -> Result<(), Astray> {
+    let host = url.host_str().unwrap_or_default();
+    let loopback = is_loopback(host);
+    match url.scheme() {
+        "https" => {}
+        "http" if !secure && loopback => {}
+        _ => return Err(Astray::Plain),
+    }
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let astray = address.is_ok_and(|address| match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast() || v4.is_multicast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast(),
+    });
+    if astray || secure && loopback { Err(Astray::Inside) } else { Ok(()) }
+}
+
 /// The host of `host[:port]` is this machine by its form: `localhost`, 127.0.0.0/8 or ::1.
 pub(super) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => registry.split(':').next().unwrap_or_default(),
     };
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn digest_of(headers: &HeaderMap) -> Option<Digest> {

@@ -53,6 +53,16 @@ pub enum RegistryError {
         /// Bytes that had come.
         at: u64,
     },
+    /// The time of the whole pull is over.
+    #[error("Registry {registry} took too long: no {what} after {limit} s (limit time = {limit})")]
+    Time {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// The limit in seconds.
+        limit: u64,
+    },
     /// The connection ended before all was there, again and again.
     #[error("Registry {registry} cut {what} short at byte {at} of {size} (tried again)")]
     Cut {
@@ -93,8 +103,8 @@ pub enum RegistryError {
     RateLimit {
         /// The registry.
         registry: String,
-        /// Its `Retry-After` header.
-        retry_after: Option<String>,
+        /// Its `Retry-After` header, in seconds.
+        retry_after: Option<u32>,
     },
     /// Any other status.
     #[error("Registry {registry} answers {status} to the request for {what}: {message}")]
@@ -140,6 +150,6 @@ pub enum RegistryError {
     },
 }
 
-fn retry_words(after: &Option<String>) -> String {
-    after.as_ref().map_or(String::new(), |after| format!(": try again after {after} s"))
+fn retry_words(after: &Option<u32>) -> String {
+    after.map_or(String::new(), |after| format!(": try again after {after} s"))
 }

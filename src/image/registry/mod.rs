@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 pub use error::RegistryError;
 
 use super::ingest::{IngestError, Plan, PlannedLayer, Source, SourceError, Verified};
+use super::layer::Deadline;
 use super::manifest::{Descriptor, Document, MAX_MANIFEST, Manifest};
 use super::reference::Reference;
 use crate::spec::Digest;
@@ -61,8 +62,12 @@ pub(super) struct Repository {
 }
 
 impl Repository {
-    pub(super) fn new(reference: &Reference, options: &RegistryOptions) -> Result<Self, SourceError> {
-        Ok(Self { client: Client::new(reference, options.clone())? })
+    pub(super) fn new(
+        reference: &Reference,
+        options: &RegistryOptions,
+        deadline: Deadline,
+    ) -> Result<Self, SourceError> {
+        Ok(Self { client: Client::new(reference, options.clone(), deadline)? })
     }
 
     /// Finds out what is to be fetched.
@@ -104,6 +109,15 @@ impl Repository {
                 let (what, expected) = (format!("manifest {name}"), expected.clone());
                 return Err(IngestError::WrongDigest { what, expected, found: digest });
             }
+        }
+        let found = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+        if let Some(announced) = entry.map(|entry| entry.size).filter(|announced| *announced != found) {
+            let what = format!("manifest {name}");
+            return Err(if found < announced {
+                IngestError::Truncated { what, expected: announced, found }
+            } else {
+                IngestError::TooLong { what, expected: announced }
+            });
         }
         let announced = entry.and_then(Descriptor::stated_type).or(answer.media_type.as_deref());
         let document = Document::parse(&answer.body, announced)

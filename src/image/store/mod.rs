@@ -40,6 +40,7 @@ pub(super) use record::{ImageRecord, LayerRecord};
 pub(super) use writer::Writer;
 
 use super::embedded::is_embedded;
+use super::layer::Budget;
 use super::{Image, Piece, Reference, RootDisk};
 use crate::spec::Digest;
 use durable::Disk;
@@ -55,6 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Store {
     root: PathBuf,
     embedded: Option<PathBuf>,
+    budget: Budget,
     disk: Disk,
 }
 
@@ -82,7 +84,7 @@ pub struct Lease(#[allow(dead_code, reason = "held, not used")] Lock);
 impl Store {
     /// Opens the store in this folder, making it if it is not there, and clears what writers that died have left.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned(), embedded: None, disk: Disk::default() };
+        let store = Self { root: root.to_owned(), embedded: None, budget: Budget::default(), disk: Disk::default() };
         store.prepare()?;
         store.sweep()?;
         Ok(store)
@@ -92,6 +94,17 @@ impl Store {
     #[must_use]
     pub fn with_embedded(self, archive: &Path) -> Self {
         Self { embedded: Some(archive.to_owned()), ..self }
+    }
+
+    /// The same store with other limits of what an image may cost that comes into it.
+    #[must_use]
+    pub fn with_budget(self, budget: Budget) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// What an image may cost.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// The folder it is in.

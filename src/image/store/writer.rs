@@ -8,6 +8,7 @@ use super::lock::{Lock, Mode};
 use super::record::{self, ImageRecord, LayerRecord, NameRecord};
 use super::{PATIENCE, Store, StoreError};
 use crate::image::Reference;
+use crate::image::layer::Deadline;
 use crate::spec::Digest;
 
 /// One pull or load. While it lives nothing is collected; what it has not published when it is dropped is gone.
@@ -15,6 +16,7 @@ use crate::spec::Digest;
 pub(in crate::image) struct Writer<'a> {
     store: &'a Store,
     scratch: PathBuf,
+    deadline: Deadline,
     lock: Option<Lock>,
 }
 
@@ -39,10 +41,15 @@ pub(super) fn scratch_name() -> Result<String, StoreError> {
 impl Store {
     /// Begins a pull or a load.
     pub(in crate::image) fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        self.writer_until(Deadline::new(&self.budget))
+    }
+
+    /// The same for one that has begun before.
+    pub(in crate::image) fn writer_until(&self, deadline: Deadline) -> Result<Writer<'_>, StoreError> {
         let lock = Lock::take(&self.root.join("lock"), Mode::Shared, PATIENCE)?;
         let scratch = self.root.join("tmp").join(scratch_name()?);
         self.disk.make_folder(&scratch)?;
-        Ok(Writer { store: self, scratch, lock: Some(lock) })
+        Ok(Writer { store: self, scratch, deadline, lock: Some(lock) })
     }
 
     /// The layer, if it is here and its files have the lengths they were written with.
@@ -72,6 +79,11 @@ impl Writer<'_> {
     /// The store that is written to.
     pub(in crate::image) fn store(&self) -> &Store {
         self.store
+    }
+
+    /// When it has to be at its end.
+    pub(in crate::image) fn deadline(&self) -> Deadline {
+        self.deadline
     }
 
     /// A folder of this writer's own, removed with it.

@@ -23,7 +23,7 @@ mod sparse;
 pub use entry::{Entry, EntryKind};
 pub use error::{Refusal, TarError};
 pub use path::TarPath;
-pub(crate) use path::shown;
+pub(crate) use path::{is_plain, shown};
 pub use sparse::{Region, SparseMap};
 
 use header::{BLOCK, Header};

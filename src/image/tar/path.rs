@@ -74,13 +74,25 @@ impl TarPath {
     }
 }
 
+/// A character that stays where it is when it is shown: no control character, and none that turns or hides text around it.
+pub(crate) fn is_plain(c: char) -> bool {
+    const HIDDEN: [std::ops::RangeInclusive<char>; 5] = [
+        '\u{200b}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{206f}',
+        '\u{feff}'..='\u{feff}',
+        '\u{e0000}'..='\u{e007f}',
+    ];
+    !c.is_control() && !HIDDEN.iter().any(|range| range.contains(&c))
+}
+
 /// A name for messages: escaped where it is not printable, and cut when it is long.
 pub(crate) fn shown(raw: &[u8]) -> String {
     const MOST: usize = 200;
     let head = raw.get(..MOST).unwrap_or(raw);
     let text: String = match std::str::from_utf8(head) {
         Ok(text) => {
-            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+            text.chars().flat_map(|c| if is_plain(c) { vec![c] } else { c.escape_default().collect() }).collect()
         }
         Err(_) => head.escape_ascii().to_string(),
     };
