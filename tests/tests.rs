@@ -12,6 +12,8 @@ mod archives;
 mod erofs_images;
 #[path = "support/erofs_reader.rs"]
 mod erofs_reader;
+#[path = "offline/hostile/mod.rs"]
+mod hostile;
 #[path = "offline/hostile_archives.rs"]
 mod hostile_archives;
 #[path = "offline/hostile_registry.rs"]

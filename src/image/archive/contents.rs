@@ -1,5 +1,6 @@
 //! The entries of an archive or layout by name, each readable at any time and from several threads.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{ArchiveError, compression_of};
 use crate::image::decompress::{DecompressError, Decompressor};
 use crate::image::ingest::{IngestError, SourceError, is_full};
-use crate::image::layer::Budget;
+use crate::image::layer::{Budget, Deadline};
 use crate::image::store::StoreError;
 use crate::image::tar::{EntryKind, Reader, TarError, TarPath};
 
@@ -66,11 +67,17 @@ impl Contents {
         let mut magic = [0; 4];
         let count = read_up_to(stream, &mut magic)
             .map_err(|source| SourceError::from(ArchiveError::Open { archive: shown.to_owned(), source }))?;
-        let mut whole = (&magic[..count]).chain(stream);
+        let late = Cell::new(false);
+        let deadline = Deadline::new(budget);
+        let mut whole = Timed { inner: (&magic[..count]).chain(stream), deadline, late: &late };
         let unpack = |source| SourceError::from(ArchiveError::Decompress { archive: shown.to_owned(), source });
         let source = Decompressor::new(&mut whole, compression_of(&magic[..count]), budget).map_err(unpack)?;
         let spool = Spool { source, file: &file };
-        let entries = index(shown, BufReader::with_capacity(256 << 10, spool), Some(&path), budget)?;
+        let entries = index(shown, BufReader::with_capacity(256 << 10, spool), Some(&path), budget);
+        let entries = entries.map_err(|error| {
+            let time = || SourceError::Time { what: shown.to_owned(), limit: deadline.limit };
+            if late.get() { time().into() } else { error }
+        })?;
         Ok(Self { shown: shown.to_owned(), place: Place::Tar { file, entries } })
     }
 
@@ -227,6 +234,23 @@ impl Read for Piece<'_> {
         self.at = self.at.saturating_add(advance);
         self.left = self.left.saturating_sub(advance);
         Ok(count)
+    }
+}
+
+/// A stream that ends with an error when its time is over, and says so.
+struct Timed<'a, R> {
+    inner: R,
+    deadline: Deadline,
+    late: &'a Cell<bool>,
+}
+
+impl<R: Read> Read for Timed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.deadline.left().is_none() {
+            self.late.set(true);
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.inner.read(buffer)
     }
 }
 

@@ -108,12 +108,22 @@ impl<'a> Blob<'a> {
 
     /// Starts a sparse file of this size.
     pub(super) fn sparse<'b>(&'b mut self, size: u64) -> SparseWriter<'b, 'a> {
-        let mut chunk_bits = 12_u8;
-        while size.div_ceil(1 << chunk_bits) > MOST_CHUNKS {
-            chunk_bits = chunk_bits.saturating_add(1);
-        }
-        SparseWriter { blob: self, size, chunk_bits, runs: Vec::new(), position: None }
+        SparseWriter { blob: self, size, chunk_bits: chunk_bits(size), runs: Vec::new(), position: None }
     }
+}
+
+/// Size of the chunks of a sparse file as a power of two.
+fn chunk_bits(size: u64) -> u8 {
+    let mut bits = 12_u8;
+    while size.div_ceil(1 << bits) > MOST_CHUNKS {
+        bits = bits.saturating_add(1);
+    }
+    bits
+}
+
+/// Bytes that the map of a sparse file takes in the metadata image, whatever of it is data.
+pub(super) fn map_bytes(size: u64) -> u64 {
+    size.div_ceil(1 << chunk_bits(size)).saturating_mul(8)
 }
 
 /// A sparse file on its way into the blob: chunks without data are left out.

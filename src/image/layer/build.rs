@@ -8,6 +8,7 @@ use crate::image::tar::{Entry, Refusal, TarPath, shown};
 use crate::image::tree::{Attributes, Directory, Inode, InodeId, Kind, Tree, Whiteouts, Xattrs};
 
 use super::Budget;
+use super::blob::map_bytes;
 
 /// Prefix of whiteouts (OCI image spec, "layer.md", "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
@@ -170,9 +171,18 @@ impl<'b> Builder<'b> {
         }
     }
 
-    /// Counts bytes that stay in memory.
+    /// Counts what the map of a sparse file will take: a small entry can ask for a large one.
+    pub(super) fn sparse(&mut self, size: u64) -> Result<(), Misplaced> {
+        Ok(self.count_bytes(map_bytes(size))?)
+    }
+
     fn count(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.metadata = self.metadata.saturating_add(bytes as u64);
+        self.count_bytes(bytes as u64)
+    }
+
+    /// Counts bytes that stay in memory or go into the metadata image.
+    fn count_bytes(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.metadata = self.metadata.saturating_add(bytes);
         if self.metadata > self.budget.metadata_bytes {
             return Err(Refusal::Exceeds("metadata_bytes", self.budget.metadata_bytes));
         }

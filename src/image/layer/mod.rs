@@ -113,7 +113,12 @@ fn unpack(chunks: Chunks, budget: &Budget, data: &mut File) -> Result<Converted,
         let place = builder.place(&entry).map_err(refused)?;
         let Place::At(directory, name) = place else { continue };
         let kind = match &entry.kind {
-            EntryKind::File { size, map } => Kind::File(content(&mut reader, &mut blob, *size, map.as_ref())?),
+            EntryKind::File { size, map } => {
+                if map.is_some() {
+                    builder.sparse(*size).map_err(refused)?;
+                }
+                Kind::File(content(&mut reader, &mut blob, *size, map.as_ref())?)
+            }
             EntryKind::HardLink(target) => {
                 builder.hard_link(directory, name, target).map_err(refused)?;
                 continue;

@@ -73,7 +73,7 @@ pub(crate) fn assemble<R: BufRead>(
         Failure::Tar(error) => error,
         Failure::Refusal(refusal) => refuse(refusal),
     })?;
-    let mode = header.unsigned(header::MODE)? & 0o7777;
+    let mode = header.mode()?;
     let owner = |extended: Option<u64>, field| {
         let number = match extended {
             Some(number) => number,
@@ -87,7 +87,7 @@ pub(crate) fn assemble<R: BufRead>(
     };
     let entry = Entry {
         kind,
-        mode: u16::try_from(mode).unwrap_or_default(),
+        mode,
         uid: owner(pax.uid, header::UID)?,
         gid: owner(pax.gid, header::GID)?,
         mtime,

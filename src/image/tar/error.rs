@@ -120,7 +120,7 @@ pub enum Refusal {
     #[error("Sparse map is not valid: {0}")]
     Sparse(&'static str),
     /// A link, directory or device with content.
-    #[error("An entry of type '{0}' cannot have {1} bytes of content")]
+    #[error("An entry of type '{kind}' cannot have {1} bytes of content", kind = .0.escape_default())]
     Content(char, u64),
     /// Owner that does not fit 32 bits, or is the reserved value -1.
     #[error("Owner {0} is not a valid user or group number")]
@@ -135,7 +135,7 @@ pub enum Refusal {
     #[error("A link needs a target")]
     NoTarget,
     /// A type of entry that has no place in an image.
-    #[error("Entries of type '{0}' are not supported")]
+    #[error("Entries of type '{}' are not supported", .0.escape_default())]
     Type(char),
 }
 

@@ -113,6 +113,12 @@ impl Header {
         u64::try_from(self.number(field)?).map_err(|_| TarError::Number { at: self.at, field: field.2 })
     }
 
+    /// Permissions. Some writers put the kind of file above them; what lies above both means nothing, and would leave all bits set by chance.
+    pub(crate) fn mode(&self) -> Result<u16, TarError> {
+        let mode = u16::try_from(self.unsigned(MODE)?);
+        mode.map(|mode| mode & 0o7777).map_err(|_| TarError::Number { at: self.at, field: MODE.2 })
+    }
+
     /// Regions of an old GNU sparse map in the header, and whether more blocks follow.
     pub(crate) fn gnu_sparse(&self) -> Result<(Vec<(u64, u64)>, bool), TarError> {
         let regions = gnu_regions(&self.bytes, GNU_SPARSE_IN_HEADER, self.at)?;
