@@ -70,7 +70,8 @@ pub(crate) fn working_folder_is_made(stage: &Stage) -> Verdict {
 }
 
 pub(crate) fn users_come_from_the_image(stage: &Stage) -> Verdict {
-    let script = "id -u; id -g; id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '; echo; echo $HOME";
+    let script = "id -u; id -g; id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '; echo; echo $HOME
+        for name in null zero full random urandom tty; do test -r /dev/$name -a -w /dev/$name || echo $name is closed; done";
     let cases = [
         ("", "0\n0\n0 \n/root\n"),
         ("ann", "1000\n1001\n44 50 1001 \n/home/ann\n"),

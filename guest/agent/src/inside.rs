@@ -221,6 +221,8 @@ fn make_devices() -> Result<(), Trouble> {
     for (name, major, minor) in DEVICES {
         let path = format!("/dev/{name}");
         mknodat(CWD, &path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
+            // The mask of new files, which is the kernel's first process's, takes others' right to write.
+            .and_then(|()| rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)))
             .doing(|| format!("make {path}"))?;
     }
     for (name, target) in LINKS {
