@@ -15,7 +15,7 @@ DRILL := target/drill/$(TRIPLE)/$(PROFILE)/duplex-vmm
 HOSTILE := target/hostile/$(TRIPLE)/release/duplex-hostile
 HOSTILE_FLAGS := -p duplex-hostile --features program --bin duplex-hostile --release --target $(TRIPLE) --target-dir target/hostile
 
-.PHONY: build drill hostile compare test test-offline test-host test-lab test-kills fuzz bench verdicts kernel deps deps-test fmt lint doc clean
+.PHONY: build drill hostile compare images test test-offline test-host test-lab test-kills fuzz bench verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -43,6 +43,13 @@ hostile: deps
 compare: build
 	$(DUPLEX) compare --probes --json target/compare.json --report target/compare.html
 	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
+
+# The images of the applications that `compare --workload` measures, in the store.
+APPLICATIONS := pgbench django-api
+images: build
+	.ci/deps images
+	tests/images/build $(APPLICATIONS)
+	for name in $(APPLICATIONS); do $(DUPLEX) load -q -i target/images/app-$$name || exit 1; done
 
 # All tests: those that need nothing, those that need this machine's tools, and those that need KVM or containers (in the lab if this host cannot).
 test: deps-test build drill hostile

@@ -36,6 +36,8 @@ mod net_device;
 #[path = "vm/share.rs"]
 mod share;
 
+#[path = "host/applications.rs"]
+mod applications;
 #[path = "host/bad_ends.rs"]
 mod bad_ends;
 #[path = "host/bad_input.rs"]
@@ -95,6 +97,7 @@ mod walls;
 
 /// The modules' cases. A new module adds its line here.
 const ALL: &[&[runner::Case]] = &[
+    applications::CASES,
     bad_ends::CASES,
     bad_input::CASES,
     binds::CASES,

@@ -1,4 +1,5 @@
-//! What the embedded image's `measure` prints: one line of numbers for each program, among words that must be the same in every arm.
+//! What the embedded image's `measure` and the images of applications print: one line of numbers for each program, among words that must be the
+//! same in every arm.
 
 use std::collections::BTreeMap;
 

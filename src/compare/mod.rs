@@ -8,6 +8,7 @@
 //! Nothing here knows an engine: an arm is words on a command line. What an arm cannot measure is absent, never zero.
 
 mod agree;
+mod applications;
 mod baseline;
 mod break_even;
 mod control;
@@ -31,6 +32,7 @@ mod verdict;
 mod words;
 
 pub use agree::{Captured, Disagreement, Stream};
+pub use applications::{APPLICATIONS, Application, NotAlone, application};
 pub use baseline::{Against, BaselineError, Change, Fate, against, fits, read, summary};
 pub use control::{Control, Evidence};
 pub use drive::{CompareError, Given, Step, compare};

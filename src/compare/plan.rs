@@ -141,7 +141,8 @@ pub struct Plan {
     pub memory: MemorySize,
     /// Processors of every arm.
     pub cpus: Cpus,
-    /// What the command is a list of, when it is the embedded image's `measure`: then the times that it prints are figures.
+    /// What the command is a list of, when it is the embedded image's `measure`, or the application that it is: then the times that it prints are
+    /// figures.
     pub workloads: Vec<String>,
     /// Measured rounds; at least so many if `until` asks for more.
     pub runs: u32,

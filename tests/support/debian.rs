@@ -95,12 +95,20 @@ pub(crate) fn programs() -> &'static str {
     const REFERENCE: &str = "programs-oci:1";
     LOADED.get_or_init(|| {
         if !must(duplex().args(["images", "--format", "json"])).contains("\"repository\": \"programs-oci\"") {
-            let tarball = bootstrapped("programs", &program_options());
-            let layout = layout_of("programs", "1", &tarball, &["--config.env", "LANG=C.UTF-8"]);
-            must(duplex().args(["load", "-q", "-i"]).arg(layout));
+            must(duplex().args(["load", "-q", "-i"]).arg(programs_layout()));
         }
     });
     REFERENCE
+}
+
+/// The layout of that image.
+pub(crate) fn programs_layout() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let made = || {
+        let tarball = bootstrapped("programs", &program_options());
+        layout_of("programs", "1", &tarball, &["--config.env", "LANG=C.UTF-8"])
+    };
+    MADE.get_or_init(made).clone()
 }
 
 /// Without what these programs run well without, and without what is another at every build: PostgreSQL's first cluster, a certificate

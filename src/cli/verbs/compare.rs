@@ -15,10 +15,10 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    Against, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, Until, against, arms,
-    compare as run_plan, fits, host_facts, read, report, summary, table,
+    Against, Application, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, Until,
+    against, application, arms, compare as run_plan, fits, host_facts, read, report, summary, table,
 };
-use crate::image::{Image, Reference};
+use crate::image::{Image, Reference, ResolveError};
 use crate::spec::{Installation, Isolation};
 
 /// Measures the arms against each other.
@@ -26,13 +26,15 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     let arms = arms(&args.arms).map_err(|e: ArmError| Failure::new(Code::Duplex, e))?;
     let earlier = args.baseline.as_deref().map(read_baseline).transpose()?;
     let needs = Needs::of_compare(args, &arms);
+    let application = application(&args.workloads).map_err(|e| Failure::new(Code::Duplex, e))?;
     let place = place::decide(context, &needs)?;
     let store = engine::store(&context.installation).map_err(failed)?;
-    let reference: Reference = args.image.parse().map_err(failed)?;
-    let image = if context.environment.in_lab {
-        store.resolve(&reference).map_err(failed)?
-    } else {
-        super::pull::resolve_or_fetch(&store, &reference).map_err(failed)?
+    let named = application.map_or(args.image.as_str(), |app| app.image);
+    let reference: Reference = named.parse().map_err(failed)?;
+    let image = match application {
+        Some(app) => store.resolve(&reference).map_err(|source| not_built(app, source))?,
+        None if context.environment.in_lab => store.resolve(&reference).map_err(failed)?,
+        None => super::pull::resolve_or_fetch(&store, &reference).map_err(failed)?,
     };
     let _lease = store.hold(&image).map_err(failed)?;
     if let Place::Lab(reason) = place {
@@ -40,9 +42,9 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     }
     let plan = Plan {
         arms,
-        reference: args.image.clone(),
+        reference: named.to_owned(),
         image: image.manifest.clone(),
-        command: command(args, &image),
+        command: command(args, application, &image),
         workloads: args.workloads.clone(),
         until: args.precision.map(|precision| Until { precision, budget: Duration::from_secs(args.budget) }),
         memory: args.memory,
@@ -69,9 +71,22 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     }
 }
 
+/// The image of an application is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("Workload '{}' needs the image '{}', which is not in the store", .0.name, .0.image)]
+struct NotBuilt(Application);
+
+fn not_built(app: Application, source: ResolveError) -> Failure {
+    if matches!(source, ResolveError::Unknown { .. }) {
+        failed(NotBuilt(app)).mended_by("'make images' in Duplex's source builds it and loads it")
+    } else {
+        failed(source)
+    }
+}
+
 /// What every arm runs.
-fn command(args: &CompareArgs, image: &Image) -> Vec<String> {
-    if !args.workloads.is_empty() {
+fn command(args: &CompareArgs, application: Option<Application>, image: &Image) -> Vec<String> {
+    if application.is_none() && !args.workloads.is_empty() {
         return std::iter::once("measure".to_owned()).chain(args.workloads.iter().cloned()).collect();
     }
     if args.command.is_empty() { image.config.cmd.clone() } else { args.command.clone() }
