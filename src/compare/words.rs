@@ -1,7 +1,7 @@
 //! Quantities and findings in words, the same in every form of the result.
 
 use super::record::{ArmRecord, Ended, Record, Rounds};
-use super::verdict::Verdict;
+use super::verdict::{LEAST_ROUNDS, Verdict};
 use crate::spec::Phase;
 
 /// What a result that was made in the lab says first.
@@ -92,8 +92,11 @@ pub(super) fn nanoseconds(ns: f64) -> String {
     }
 }
 
-/// Why there were so many rounds, where they were not counted beforehand.
+/// Why there were so many rounds, where they were not counted beforehand, and what too few of them mean.
 pub(super) fn why_so_many(rounds: &Rounds) -> Option<String> {
+    if usize::try_from(rounds.timed).is_ok_and(|timed| timed < LEAST_ROUNDS) {
+        return Some(format!("fewer than {LEAST_ROUNDS} timed rounds allow no verdict on a time"));
+    }
     let precision = rounds.precision? * 100.0;
     Some(match rounds.ended {
         Ended::Precision => format!("until the intervals reached at most {precision} % to either side"),
@@ -185,5 +188,22 @@ mod tests {
     fn quantities_have_units() {
         assert_eq!([0.25, 3.25, 250.4, 12_345.0].map(milliseconds), ["0.25 ms", "3.2 ms", "250 ms", "12.3 s"]);
         assert_eq!([512.0, 4096.0, 3.5 * 1048576.0].map(bytes), ["512 B", "4 KiB", "3.5 MiB"]);
+    }
+
+    #[test]
+    fn too_few_rounds_are_told() {
+        let rounds = |timed, precision| Rounds {
+            timed,
+            warmup: 1,
+            memory: 0,
+            ended: Ended::Rounds,
+            precision,
+            budget_s: Some(9),
+        };
+        let few = why_so_many(&rounds(4, None)).unwrap();
+        assert_eq!(few, "fewer than 5 timed rounds allow no verdict on a time");
+        assert_eq!(why_so_many(&rounds(4, Some(0.1))), Some(few), "whatever ended them");
+        assert_eq!(why_so_many(&rounds(5, None)), None);
+        assert!(why_so_many(&rounds(5, Some(0.1))).unwrap().contains("10 %"));
     }
 }
