@@ -111,7 +111,8 @@ fn expected(profile: &Profile, name: &str, arguments: [u64; 6]) -> Option<Action
     Some(mine.iter().find(fits).map_or_else(always, |rule| rule.action))
 }
 
-fn holds(condition: &Condition, argument: u64) -> bool {
+/// Whether an argument is what a rule asks for.
+pub(super) fn holds(condition: &Condition, argument: u64) -> bool {
     let cut = |value: u64| if condition.short { value & 0xffff_ffff } else { value };
     let (argument, value) = (cut(argument), cut(condition.value));
     match condition.test {
@@ -138,7 +139,7 @@ fn value(action: Action) -> u32 {
 }
 
 /// What the kernel makes of a call (seccomp(2); networking/filter.rst). A program that it would not take is a panic.
-fn answer(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
+pub(super) fn answer(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = [number.to_ne_bytes(), architecture.to_ne_bytes()].concat();
     data.extend([0; 8]);
     data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));

@@ -1,6 +1,7 @@
 use libc::c_long;
 use proptest::prelude::*;
 
+use super::fuzz::{answer, holds};
 use super::*;
 use crate::spec::DEFAULT_CAPABILITIES;
 
@@ -12,35 +13,6 @@ const KILL: u32 = 0x8000_0000;
 
 const fn errno(number: i32) -> u32 {
     0x0005_0000 | number.unsigned_abs()
-}
-
-/// What the kernel makes of a call (seccomp(2); networking/filter.rst).
-fn answer(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
-    let mut data = [number.to_ne_bytes(), architecture.to_ne_bytes()].concat();
-    data.extend([0; 8]);
-    data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
-    let load = |at: u32| u32::from_ne_bytes(data[at as usize..at as usize + 4].try_into().unwrap());
-    let (mut at, mut a) = (0, 0);
-    loop {
-        let sock_filter { code, jt, jf, k } = program[at];
-        let jump = |yes: bool| usize::from(if yes { jt } else { jf });
-        at += 1 + match code {
-            0x20 => {
-                a = load(k);
-                0
-            }
-            0x54 => {
-                a &= k;
-                0
-            }
-            0x05 => k as usize,
-            0x15 => jump(a == k),
-            0x25 => jump(a > k),
-            0x35 => jump(a >= k),
-            0x06 => return k,
-            other => panic!("instruction {other:#x}"),
-        };
-    }
 }
 
 fn of(profile: &Profile) -> impl Fn(c_long, &[u64]) -> u32 + use<> {
@@ -211,20 +183,6 @@ fn runtimes_can_read_it() {
     let rules = read.syscalls().as_ref().unwrap();
     let clone3 = rules.iter().find(|rule| rule.names() == &["clone3"]).unwrap();
     assert_eq!(clone3.errno_ret(), Some(38));
-}
-
-fn holds(condition: &Condition, argument: u64) -> bool {
-    let cut = |value: u64| if condition.short { value & 0xffff_ffff } else { value };
-    let (argument, value) = (cut(argument), cut(condition.value));
-    match condition.test {
-        Test::Equal => argument == value,
-        Test::NotEqual => argument != value,
-        Test::Less => argument < value,
-        Test::AtMost => argument <= value,
-        Test::Greater => argument > value,
-        Test::AtLeast => argument >= value,
-        Test::Masked(mask) => argument & cut(mask) == value,
-    }
 }
 
 /// Numbers that are near each other in one half or both.
