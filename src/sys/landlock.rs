@@ -165,13 +165,15 @@ mod tests {
         if abi().is_none() {
             return;
         }
+        // Its end is this thread's: the other may not remove it.
         let folder = tempfile::tempdir().unwrap();
+        let whole = folder.path().to_owned();
         let (open, shut) = (folder.path().join("open"), folder.path().join("shut"));
         std::fs::create_dir(&open).unwrap();
         std::fs::create_dir(&shut).unwrap();
         let tried = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let opened = [folder.path(), &open].map(|path| std::fs::File::open(path).unwrap());
+            let opened = [&whole, &open].map(|path| std::fs::File::open(path).unwrap());
             let below = |number: usize, rights| Below { path: opened[number].as_fd(), folder: true, rights };
             keep_only(&[below(0, Rights::READ), below(1, Rights::READ | Rights::WRITE)]).unwrap();
             let write = |path: &std::path::Path| std::fs::write(path.join("file"), "x").is_ok();
