@@ -105,7 +105,7 @@ pub(crate) fn proc_files(data: &[u8]) {
     }
     let told = command_line(cmdline, &stat);
     assert!(!told.contains('\0'));
-    let _ = effect(input.u8(), &status, &stat);
+    let _ = effect(input.u8(), || (status.clone(), stat.clone()), || {});
     let rest = String::from_utf8_lossy(input.rest()).into_owned();
     let _ = Counters::of_cgroup(|name| (name != "pids.current").then(|| rest.clone())).with_network(&rest);
 }

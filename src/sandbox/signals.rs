@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use duplex_wire::{Effect, Ending, effect};
+use duplex_wire::{Effect, Ending, LOOK_AGAIN, effect};
 
 /// SIGKILL.
 pub(super) const KILL: u8 = 9;
@@ -20,8 +20,8 @@ impl EndedBy {
             let pid = crate::sys::signals::pid_of(process).ok()?;
             std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()
         };
-        let status = text("status").unwrap_or_default();
-        let sent = match effect(signal, &status, &text("syscall").unwrap_or_default()) {
+        let look = || (text("status").unwrap_or_default(), text("syscall").unwrap_or_default());
+        let sent = match effect(signal, look, || std::thread::sleep(LOOK_AGAIN)) {
             Effect::Send => signal,
             Effect::End => {
                 // The first one counts.

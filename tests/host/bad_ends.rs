@@ -22,6 +22,7 @@ cases_with!(
         a_triple_fault_is_told,
         eating_all_memory_is_told_as_such,
         an_endless_command_ends_by_signal,
+        a_signal_while_processes_are_made_ends_the_command,
         a_killed_duplex_leaves_nothing,
         a_kernel_that_is_none_is_named,
         memory_too_small_to_boot_is_told_with_the_need,
@@ -125,8 +126,13 @@ fn eating_all_memory_is_told_as_such(place: &Place) {
 
 /// Starts a command that prints a line and then spins for ever; returns once the line is there.
 fn spinning(place: &Place, isolation: &str) -> Child {
+    busy(place, isolation, &["spin"])
+}
+
+/// A program that says so when it begins.
+fn busy(place: &Place, isolation: &str, program: &[&str]) -> Child {
     let mut command = place.duplex();
-    command.args(["run", "--rm", "--isolation", isolation, "workloads", "spin"]);
+    command.args(["run", "--rm", "--isolation", isolation, "workloads"]).args(program);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     child
@@ -137,20 +143,38 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
+/// Asked once to end, it ends, and nothing of it is left.
+fn must_end_by_term(place: &Place, isolation: &str, mut child: Child) {
+    signal(&child, rustix::process::Signal::TERM);
+    let until = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > until {
+            signal(&child, rustix::process::Signal::KILL);
+            panic!("{isolation}: still running a minute after SIGTERM");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(143), "{isolation}");
+    place.must_be_clean(isolation);
+}
+
 fn an_endless_command_ends_by_signal(place: &Place) {
     for isolation in BOTH {
-        let mut child = spinning(place, isolation);
-        signal(&child, rustix::process::Signal::TERM);
-        let until = Instant::now() + Duration::from_secs(60);
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < until, "{isolation}: still running a minute after SIGTERM");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        assert_eq!(status.code(), Some(143), "{isolation}");
-        place.must_be_clean(isolation);
+        must_end_by_term(place, isolation, spinning(place, isolation));
+    }
+}
+
+/// posix_spawn(3) blocks every signal until its child has executed: most of this program's time.
+fn a_signal_while_processes_are_made_ends_the_command(place: &Place) {
+    for isolation in BOTH {
+        for wait_ms in [0, 7, 33, 100] {
+            let child = busy(place, isolation, &["spawn", "1000000"]);
+            std::thread::sleep(Duration::from_millis(wait_ms));
+            must_end_by_term(place, isolation, child);
+        }
     }
 }
 

@@ -168,9 +168,29 @@ fn give_up_on_the_stuck(running: &Mutex<Vec<(&'static str, Instant)>>) {
     let over = |began: Instant| began.elapsed() > Duration::from_secs(limit);
     let stuck = running.lock().unwrap().iter().find(|(_, began)| over(*began)).copied();
     if let Some((name, _)) = stuck {
-        println!("case {name} ... FAILED: still running after {limit} s; the run is given up");
+        println!("case {name} ... FAILED: still running after {limit} s; the run is given up\nprocesses now:");
+        processes().iter().for_each(|line| println!("  {line}"));
         std::process::exit(1);
     }
+}
+
+/// The programs that run here, a line for each: what it is, whose child, what it waits for and which signals it has pending and blocks.
+pub(crate) fn processes() -> Vec<String> {
+    let folders = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let line = |folder: std::path::PathBuf| {
+        let text = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let words = text("cmdline").replace('\0', " ");
+        let status = text("status");
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map_or("?", str::trim);
+        // A thread of the kernel's has no words.
+        (!words.is_empty()).then(|| {
+            let signals = ["ShdPnd:", "SigBlk:", "SigCgt:"].map(|name| field(name).trim_start_matches('0')).join(" ");
+            let (pid, parent, state) = (field("Pid:"), field("PPid:"), field("State:"));
+            let words: String = words.chars().take(160).collect();
+            format!("{pid} < {parent}: {state}, {}, signals [{signals}]: {words}", text("wchan"))
+        })
+    };
+    folders.filter_map(line).collect()
 }
 
 fn note(tally: &Mutex<Tally>, name: &'static str, end: End, took: Duration) {

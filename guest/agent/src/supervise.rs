@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use duplex_wire::{Answer, Effect, Ending, FailureKind, Question, ToGuest, ToHost, effect};
+use duplex_wire::{Answer, Effect, Ending, FailureKind, LOOK_AGAIN, Question, ToGuest, ToHost, effect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -140,7 +140,8 @@ fn obey(command: &Command, message: ToGuest, host: &mut Host, state: &mut State)
 fn deliver(command: &Command, signal: u8, ended_by: &mut Option<u8>) -> Result<(), Trouble> {
     let pid = sys::pid_of(&command.process).doing(|| "find the command's process".into())?;
     let text = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let sent = match effect(signal, &text("status"), &text("syscall")) {
+    let look = || (text("status"), text("syscall"));
+    let sent = match effect(signal, look, || std::thread::sleep(LOOK_AGAIN)) {
         Effect::Send => signal,
         Effect::End => {
             ended_by.get_or_insert(signal);

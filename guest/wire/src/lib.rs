@@ -23,7 +23,7 @@ pub use process::{Capability, Connected, DEFAULT_CAPABILITIES, DEFAULT_OPEN_FILE
 pub use procfs::{Pid, ProcessEntry, command_line, process_entry, processes};
 pub use session::{Answer, Counters, MOST_PROCESSES, Question, Task};
 pub use settings::{ProcessLimit, Sysctl, Tmpfs};
-pub use signals::{Effect, effect};
+pub use signals::{Effect, LOOK_AGAIN, effect};
 pub use transfer::{Transfer, Wanted};
 pub use users::{Accounts, Identity, MAX_ACCOUNTS_FILE, UserError};
 

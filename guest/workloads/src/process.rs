@@ -38,6 +38,7 @@ pub(crate) fn spin(args: &[String]) -> Answer {
 pub(crate) fn spawn(args: &[String]) -> Answer {
     let count: u32 = number(args, 0, "COUNT")?;
     let program = std::env::current_exe()?;
+    println!("Spawning processes");
     let began = Instant::now();
     for _ in 0..count {
         let status = Command::new(&program).arg("true").stdin(Stdio::null()).status()?;
