@@ -30,3 +30,5 @@ mod registry_wire;
 mod report;
 #[path = "offline/style.rs"]
 mod style;
+#[path = "offline/workloads.rs"]
+mod workloads;

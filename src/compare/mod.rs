@@ -32,7 +32,7 @@ mod verdict;
 mod words;
 
 pub use agree::{Captured, Disagreement, Stream};
-pub use applications::{APPLICATIONS, Application, NotAlone, application};
+pub use applications::{APPLICATIONS, Application, WorkloadError, application};
 pub use baseline::{Against, BaselineError, Change, Fate, against, fits, read, summary};
 pub use control::{Control, Evidence};
 pub use drive::{CompareError, Given, Step, compare};
