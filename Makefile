@@ -45,7 +45,7 @@ compare: build
 	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
 
 # The images of the applications that `compare --workload` measures, in the store.
-APPLICATIONS := pgbench django-api
+APPLICATIONS := pgbench django-api redis python-start compile
 images: build
 	.ci/deps images
 	tests/images/build $(APPLICATIONS)

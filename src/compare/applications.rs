@@ -11,9 +11,12 @@ pub struct Application {
 }
 
 /// All of them.
-pub const APPLICATIONS: [Application; 2] = [
+pub const APPLICATIONS: [Application; 5] = [
     Application { name: "pgbench", image: "app-pgbench:1" },
     Application { name: "django-api", image: "app-django-api:1" },
+    Application { name: "redis", image: "app-redis:1" },
+    Application { name: "python-start", image: "app-python-start:1" },
+    Application { name: "compile", image: "app-compile:1" },
 ];
 
 /// The programs of the embedded image's `measure`, in its order.

@@ -1,5 +1,5 @@
-//! An application of `compare --workload`: its image is built as `make images` does, on the packages of the tests' own image, and the comparison
-//! runs through with the same output in both isolations.
+//! The applications of `compare --workload`: an image is built as `make images` does, on the packages of the tests' own image where those have what it
+//! needs, and the comparison runs through with the same output in both isolations.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,52 +14,92 @@ const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2];
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "applications::an_image_is_built_and_loaded", needs: BUILD_NEEDS, run: an_image_is_built_and_loaded },
-    Case { name: "applications::pgbench_is_compared", needs: NEEDS, run: pgbench_is_compared },
+    Case { name: "applications::further_images_are_built", needs: BUILD_NEEDS, run: further_images_are_built },
+    Case {
+        name: "applications::pgbench_is_compared",
+        needs: NEEDS,
+        run: || compared("pgbench", &["pg-initdb", "pg-select", "pg-tpcb"]),
+    },
+    Case {
+        name: "applications::redis_is_compared",
+        needs: NEEDS,
+        run: || compared("redis", &["redis-p50", "redis-p99", "redis-pipeline", "redis-single"]),
+    },
+    Case {
+        name: "applications::python_start_is_compared",
+        needs: NEEDS,
+        run: || compared("python-start", &["python-bare", "python-imports", "python-venv"]),
+    },
+    Case {
+        name: "applications::compile_is_compared",
+        needs: NEEDS,
+        run: || compared("compile", &["gcc-compile", "gcc-link"]),
+    },
 ];
 
 fn an_image_is_built_and_loaded() -> Verdict {
     let build = || {
-        let mut command = Command::new(root().join("tests/images/build"));
-        must(command.arg("--out").arg(folder()).arg("--base").arg(programs_layout()).arg("pgbench"));
-        std::fs::read_to_string(layout().join("index.json")).unwrap()
+        build("pgbench", true);
+        std::fs::read_to_string(layout("pgbench").join("index.json")).unwrap()
     };
-    let _ = std::fs::remove_dir_all(layout());
+    let _ = std::fs::remove_dir_all(layout("pgbench"));
     let first = build();
-    std::fs::remove_dir_all(layout()).unwrap();
+    std::fs::remove_dir_all(layout("pgbench")).unwrap();
     assert_eq!(build(), first, "the same parts give the same image");
-    assert_eq!(
-        must(duplex().args(["load", "-q", "-i"]).arg(layout())),
-        format!("Loaded image: {}\n", APPLICATIONS[0].image)
-    );
+    load("pgbench");
     Ok(())
+}
+
+/// The tests' own image has no compiler: that of `compile` is built from nothing.
+fn further_images_are_built() -> Verdict {
+    for (name, on_programs) in [("redis", true), ("python-start", true), ("compile", false)] {
+        build(name, on_programs);
+        load(name);
+    }
+    Ok(())
+}
+
+fn build(name: &str, on_programs: bool) {
+    let mut command = Command::new(root().join("tests/images/build"));
+    command.arg("--out").arg(folder());
+    if on_programs {
+        command.arg("--base").arg(programs_layout());
+    }
+    must(command.arg(name));
+}
+
+fn load(name: &str) {
+    assert_eq!(must(duplex().args(["load", "-q", "-i"]).arg(layout(name))), format!("Loaded image: {}\n", image(name)));
+}
+
+fn image(name: &str) -> &'static str {
+    APPLICATIONS.iter().find(|app| app.name == name).unwrap().image
 }
 
 fn folder() -> PathBuf {
     root().join("target/test-images")
 }
 
-fn layout() -> PathBuf {
-    folder().join("app-pgbench")
+fn layout(name: &str) -> PathBuf {
+    folder().join(format!("app-{name}"))
 }
 
-fn pgbench_is_compared() -> Verdict {
+/// One round in each isolation, which `compare` refuses unless both printed the same, has these figures.
+fn compared(name: &str, figures: &[&str]) -> Verdict {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("result.json");
     must(
         duplex()
             .env("DUPLEX_STATE", folder.path())
-            .args(["compare", "--workload", "pgbench", "--arm", "container", "--arm", "microvm"])
+            .args(["compare", "--workload", name, "--arm", "container", "--arm", "microvm"])
             .args(["--runs", "1", "--warmup", "0", "--memory-runs", "0", "--timeout", "800", "--json"])
             .arg(&json),
     );
     let record: Record = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    assert_eq!(
-        (record.workloads.join(" "), record.image.reference.as_str()),
-        ("pgbench".to_owned(), APPLICATIONS[0].image)
-    );
+    assert_eq!((record.workloads.join(" "), record.image.reference.as_str()), (name.to_owned(), image(name)));
     for arm in &record.arms {
         let measured = &arm.runs[0].measured_ns;
-        assert_eq!(measured.keys().collect::<Vec<_>>(), ["pg-initdb", "pg-select", "pg-tpcb"], "{}", arm.arm.name);
+        assert_eq!(measured.keys().collect::<Vec<_>>(), figures, "{}", arm.arm.name);
         assert!(measured.values().all(|ns| *ns > 0.0), "{measured:?}");
     }
     Ok(())

@@ -16,7 +16,7 @@ pub(crate) struct CompareArgs {
     /// One side: [NAME=]microvm|container|container-hardened[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,
-    /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite. Or with an application, one at a time, whose image 'make images' builds: pgbench, django-api
+    /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite. Or with an application, one at a time, whose image 'make images' builds: pgbench, django-api, redis, python-start, compile
     #[arg(long = "workload", value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["image", "command"])]
     pub workloads: Vec<String>,
     /// Measured rounds, each runs every arm once; with --precision the least number
