@@ -20,7 +20,7 @@ pub const APPLICATIONS: [Application; 5] = [
 ];
 
 /// The programs of the embedded image's `measure`, in its order.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 19] = [
     "syscall",
     "context-switch",
     "page-fault",
@@ -37,6 +37,9 @@ const PROGRAMS: [&str; 16] = [
     "tcp-connect",
     "tcp-latency",
     "tcp-throughput",
+    "http",
+    "http-p50",
+    "http-p99",
 ];
 
 /// All of these programs.

@@ -8,6 +8,8 @@
 //!
 //! All but the nanoseconds must be the same wherever it runs; `CHECK` is what the work came to, where it comes to something.
 
+mod http;
+
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, Read, Write};
@@ -33,7 +35,7 @@ type Outcome = io::Result<Measured>;
 /// A measuring program: name, what it counts, body.
 struct Measure(&'static str, &'static str, fn() -> Outcome);
 
-const MEASURES: [Measure; 16] = [
+const MEASURES: [Measure; 19] = [
     Measure("syscall", "call", syscall),
     Measure("context-switch", "round-trip", context_switch),
     Measure("page-fault", "page", page_fault),
@@ -50,6 +52,9 @@ const MEASURES: [Measure; 16] = [
     Measure("tcp-connect", "connection", tcp_connect),
     Measure("tcp-latency", "round-trip", tcp_latency),
     Measure("tcp-throughput", "MiB", tcp_throughput),
+    Measure("http", "request", http::http),
+    Measure("http-p50", "request", http::http_p50),
+    Measure("http-p99", "request", http::http_p99),
 ];
 
 const MIB: usize = 1 << 20;
