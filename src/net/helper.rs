@@ -44,6 +44,9 @@ const WIRE_BUFFER: usize = 208 << 10;
 /// hand over they send again after seconds: this holds the windows of several connections.
 pub(super) const INCOMING: usize = 16 << 20;
 
+/// How a sandbox is told that its network has failed it.
+pub(super) const NETWORK_GONE: &str = "The network was gone before the command's end";
+
 /// The process.
 #[derive(Debug)]
 pub struct Helper {
@@ -60,8 +63,14 @@ impl Helper {
     /// # Errors
     /// [`NetError`]; nothing is left then.
     pub fn passt(plan: &Plan, wire: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> Result<Self, NetError> {
+        egress::close(cgroup, &plan.open).map_err(NetError::Close)?;
+        Self::passt_in_closed(plan, wire, cgroup)
+    }
+
+    /// The same in a cgroup to which what must be closed is closed already.
+    pub(super) fn passt_in_closed(plan: &Plan, wire: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> Result<Self, NetError> {
         let args = plan.passt(FIRST_FD, FIRST_FD + 1);
-        Self::start(PASST, plan, &args, &[wire], cgroup)
+        Self::start(PASST, &args, &[wire], cgroup)
     }
 
     /// Starts pasta for this plan; it configures the namespace before it is ready.
@@ -73,7 +82,8 @@ impl Helper {
             return Err(NetError::Tun);
         }
         let args = plan.pasta(FIRST_FD, FIRST_FD + 1, FIRST_FD + 2);
-        Self::start(PASTA, plan, &args, &[namespace.user.as_fd(), namespace.network.as_fd()], cgroup)
+        egress::close(cgroup, &plan.open).map_err(NetError::Close)?;
+        Self::start(PASTA, &args, &[namespace.user.as_fd(), namespace.network.as_fd()], cgroup)
     }
 
     /// Whether the program is installed: told before anything is made.
@@ -87,13 +97,11 @@ impl Helper {
 
     fn start(
         name: &'static str,
-        plan: &Plan,
         args: &[String],
         fds: &[BorrowedFd<'_>],
         cgroup: BorrowedFd<'_>,
     ) -> Result<Self, NetError> {
         let program = Self::find(name)?;
-        egress::close(cgroup, &plan.open).map_err(NetError::Close)?;
         let resource = |e: rustix::io::Errno| NetError::Resource(e.into());
         let (hear, speak) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(resource)?;
         // It opens the pipe by its path when it is nobody already.
@@ -147,7 +155,7 @@ impl Helper {
         let how = last_words::failure(process)?;
         let words = self.words();
         let words = if words.is_empty() { words } else { format!(": {words}") };
-        Some(format!("The network was gone before the command's end: {} {how}{words}", self.name))
+        Some(format!("{NETWORK_GONE}: {} {how}{words}", self.name))
     }
 
     /// A handle for whoever must end it when nobody else does.

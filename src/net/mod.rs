@@ -12,6 +12,7 @@ mod files;
 pub(crate) mod fuzz;
 mod helper;
 mod host;
+mod late;
 mod limiter;
 mod plan;
 mod ports;
@@ -21,6 +22,7 @@ mod wires;
 pub use files::{Files, files};
 pub use helper::{Helper, PASST, PASTA, wire};
 pub use host::HostNetwork;
+pub use late::Late;
 pub use limiter::Limiter;
 pub use plan::{INTERFACE, MAC, Plan, mtu};
 

@@ -407,9 +407,8 @@ impl MicroVm {
         if let Some(from) = streams.2 {
             pumps.output(from, stdio.stderr).map_err(MicroVmError::Resource)?;
         }
-        // It gets ready while the machine boots.
         if let (Some(network), Some(wire)) = (&mut self.network, wire) {
-            network.start_passt(&wire)?;
+            network.connect_passt(wire)?;
         }
         let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
         self.shares.start(cgroup.as_fd())?;

@@ -13,7 +13,7 @@ use duplex_wire::Network;
 use super::cgroup::{Cgroup, CgroupError};
 use super::names::Names;
 use crate::net::bridge::{BridgeError, Bridges, Directory, Responder, Seat};
-use crate::net::{Files, Helper, HostNetwork, Limiter, NetError, Plan, files};
+use crate::net::{Files, Helper, HostNetwork, Late, Limiter, NetError, Plan, files};
 use crate::spec::{Attachment, BridgeAttachment, BridgeName, Limits, NetworkMode, SandboxSpec};
 use crate::sys::netns::OwnedNamespace;
 
@@ -33,6 +33,7 @@ pub(super) struct UserNetwork {
     host: HostNetwork,
     cgroup: Option<Cgroup>,
     helper: Option<Helper>,
+    late: Option<Late>,
     /// A container's namespace that is to have its rate.
     unlimited: Option<OwnedFd>,
     limiter: Option<Limiter>,
@@ -52,6 +53,7 @@ pub(super) fn plan(spec: &SandboxSpec, program: &'static str) -> Result<(Briefin
         host,
         cgroup: None,
         helper: None,
+        late: None,
         unlimited: None,
         limiter: None,
         seat: None,
@@ -98,10 +100,15 @@ impl UserNetwork {
         self.seat.as_ref().map_or(Ok(()), |seat| seat.pair(namespace.network.as_fd(), self.plan.rate))
     }
 
-    /// Starts passt at this end of the machine's wire. It gets ready while the machine boots.
-    pub(super) fn start_passt(&mut self, wire: &UnixStream) -> Result<(), NetError> {
+    /// Connects passt to this end of the machine's wire: at once if it has ports to bind, and it gets ready while the machine boots; otherwise
+    /// when the guest has something to say.
+    pub(super) fn connect_passt(&mut self, wire: UnixStream) -> Result<(), NetError> {
         let cgroup = self.cgroup()?;
-        self.helper = Some(Helper::passt(&self.plan, wire.as_fd(), cgroup.as_fd())?);
+        if self.plan.publish.is_empty() {
+            self.late = Some(Late::new(self.plan.clone(), wire, cgroup.into())?);
+        } else {
+            self.helper = Some(Helper::passt(&self.plan, wire.as_fd(), cgroup.as_fd())?);
+        }
         Ok(())
     }
 
@@ -138,12 +145,13 @@ impl UserNetwork {
 
     /// A sentence if it was gone before its sandbox was.
     pub(super) fn failure(&self) -> Option<String> {
-        self.helper.as_ref().and_then(Helper::failure)
+        let late = || self.late.as_ref().and_then(Late::failure);
+        self.helper.as_ref().and_then(Helper::failure).or_else(late)
     }
 
     /// Ends it. Its cgroup, and its place in the shared network, go with the shelf's folder.
     pub(super) fn end(&mut self) {
-        (self.helper, self.responder, self.limiter) = (None, None, None);
+        (self.helper, self.late, self.responder, self.limiter) = (None, None, None, None);
     }
 }
 

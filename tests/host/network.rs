@@ -30,6 +30,7 @@ cases_with!(
         what_cannot_be_is_refused_in_words,
         a_killed_duplex_leaves_no_network,
         a_network_that_dies_is_told,
+        a_machine_that_sends_nothing_has_no_passt,
         ipv6_comes_with_the_hosts,
         closed_addresses_are_closed_to_every_socket,
     ]
@@ -46,13 +47,17 @@ impl Place {
         place
     }
 
-    fn duplex(&self, isolation: &str, flags: &[&str]) -> Command {
+    fn command(&self) -> Command {
         let mut command = Command::new(root().join("target/duplex/duplex"));
         command
             .env("DUPLEX_ROOT", self.folder.path().join("store"))
-            .env("DUPLEX_STATE", self.folder.path().join("state"))
-            .args(["run", "--rm", "--isolation", isolation])
-            .args(flags);
+            .env("DUPLEX_STATE", self.folder.path().join("state"));
+        command
+    }
+
+    fn duplex(&self, isolation: &str, flags: &[&str]) -> Command {
+        let mut command = self.command();
+        command.args(["run", "--rm", "--isolation", isolation]).args(flags);
         command
     }
 
@@ -230,17 +235,43 @@ fn a_killed_duplex_leaves_no_network(place: &Place) {
 
 fn a_network_that_dies_is_told(place: &Place) {
     for (isolation, program) in [("microvm", "passt"), ("container", "pasta")] {
-        let child = place.serving(isolation, &[], 7000);
-        must(
-            Command::new("sh")
-                .args(["-c", "for p in /sys/fs/cgroup/duplex/*.net/cgroup.procs; do kill -9 $(cat $p); done"]),
-        );
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        let output = end(child, rustix::process::Signal::TERM);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(143), "{isolation}: {text}");
-        assert!(text.contains(&format!("{program} was ended by signal 9")), "{isolation}: {text}");
+        let child = place.serving(isolation, &["-p", "127.0.0.1::7000"], 7000);
+        must_tell_of_a_killed(program, child);
     }
+}
+
+/// Kills the process that makes the connections of the only sandbox that has one.
+fn must_tell_of_a_killed(program: &str, child: Child) {
+    let found = connecting();
+    assert_eq!(found.len(), 1, "{program}");
+    for pid in found {
+        must(Command::new("kill").args(["-9", &pid]));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let output = end(child, rustix::process::Signal::TERM);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(143), "{program}: {text}");
+    assert!(text.contains(&format!("{program} was ended by signal 9")), "{text}");
+}
+
+/// The processes that make sandboxes' connections.
+fn connecting() -> Vec<String> {
+    let folders = fs::read_dir("/sys/fs/cgroup/duplex").unwrap().map(|entry| entry.unwrap().path());
+    let networks = folders.filter(|path| path.extension().is_some_and(|end| end == "net"));
+    let lists = networks.map(|path| fs::read_to_string(path.join("cgroup.procs")).unwrap());
+    lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// passt comes with the first frame, works from it on, and is missed when it is gone.
+fn a_machine_that_sends_nothing_has_no_passt(place: &Place) {
+    let outside = Address::of([198, 18]);
+    let port = swallows(outside.0).to_string();
+    let child = place.serving("microvm", &["--name", "quiet"], 7000);
+    assert_eq!(connecting(), Vec::<String>::new());
+    let send = ["exec", "quiet", "/workloads", "send", &outside.0.to_string(), &port, "1"];
+    let sent = place.command().args(send).output().unwrap();
+    assert!(sent.status.success(), "{sent:?}");
+    must_tell_of_a_killed("passt", child);
 }
 
 /// An interface with an IPv6 default route, and with it an IPv6 address inside that is served and serves.

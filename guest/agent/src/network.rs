@@ -45,6 +45,9 @@ pub(crate) fn configure(network: &Network) -> Result<(), Trouble> {
     let talk = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
         .doing(|| "reach the kernel's network configuration".into())?;
     let index = netdevice::name_to_index(&talk, name).doing(|| format!("find the interface {name}"))?;
+    if !network.addresses.iter().any(|(address, _)| address.is_ipv6()) {
+        without_ipv6(name)?;
+    }
     sys::interface_up(name).doing(|| format!("bring the interface {name} up"))?;
     for (address, prefix) in &network.addresses {
         ask(&talk, RTM_NEWADDR, &address_message(*address, *prefix, index))
@@ -54,6 +57,17 @@ pub(crate) fn configure(network: &Network) -> Result<(), Trouble> {
         ask(&talk, RTM_NEWROUTE, &route_message(*gateway, index)).doing(|| format!("lay the route over {gateway}"))?;
     }
     Ok(())
+}
+
+/// Keeps IPv6 off an interface that has no address of it, as Docker does: the kernel would give it one of its own and tell the neighbours, and
+/// whoever waits for the first frame to make the connections would have to start for that.
+fn without_ipv6(name: &str) -> Result<(), Trouble> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match std::fs::write(&path, "1") {
+        // Another kernel may have no IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written.doing(|| format!("write 1 to {path}")),
+    }
 }
 
 fn family(address: IpAddr) -> u8 {
