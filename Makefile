@@ -55,8 +55,7 @@ images: build
 test: deps-test build drill hostile
 	cargo test --workspace --lib --bins --test tests
 	cargo test --test host
-	cargo --config '$(LAB_RUN)' test --test host
-	$(DUPLEX) lab stop
+	tests/labs
 
 # So many kills at random moments of all verbs; `make test` does a dozen.
 KILLS ?= 1000

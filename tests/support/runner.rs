@@ -20,6 +20,12 @@ pub(crate) struct Case {
     pub(crate) run: fn() -> Verdict,
 }
 
+impl Case {
+    fn is_alone(&self) -> bool {
+        self.needs.iter().any(|need| matches!(need, Need::Alone))
+    }
+}
+
 /// `Err` is a skip for a reason that only the running case can find out.
 pub(crate) type Verdict = Result<(), Skip>;
 
@@ -94,6 +100,9 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
     let options = options(std::env::args().skip(1));
     let mut cases: Vec<Case> = modules.iter().flat_map(|m| m.iter().copied()).filter(|c| options.wants(c)).collect();
     cases.sort_by_key(|c| c.name);
+    if let Some(part) = part() {
+        cases = part.of(&cases);
+    }
     if options.list {
         for case in &cases {
             println!("{}: test", case.name);
@@ -107,8 +116,7 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
         }
     }));
     println!("\nrunning {} cases", cases.len());
-    let (alone, together): (Vec<Case>, Vec<Case>) =
-        cases.iter().partition(|c| c.needs.iter().any(|n| matches!(n, Need::Alone)));
+    let (alone, together): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.is_alone());
     let tally = Mutex::new(Tally::default());
     run_all(&together, options.threads, &tally);
     run_all(&alone, 1, &tally);
@@ -122,6 +130,34 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One part of the cases: each part's take turns, so that long ones of a module are shared.
+pub(crate) struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl Part {
+    /// What `text` names, such as `2/3`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (number, of) = text.split_once('/')?;
+        let part = Self { number: number.parse().ok()?, of: of.parse().ok()? };
+        (1..=part.of).contains(&part.number).then_some(part)
+    }
+
+    /// Its share of these cases. Those that run by themselves are shared on their own: they are the long ones.
+    pub(crate) fn of(&self, cases: &[Case]) -> Vec<Case> {
+        let (alone, together): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.is_alone());
+        let mine = |cases: Vec<Case>| cases.into_iter().skip(self.number - 1).step_by(self.of);
+        mine(together).chain(mine(alone)).collect()
+    }
+}
+
+/// The part that `DUPLEX_TEST_PART` names; all cases if it is not set.
+fn part() -> Option<Part> {
+    let text = std::env::var("DUPLEX_TEST_PART").ok()?;
+    Some(Part::parse(&text).unwrap_or_else(|| panic!("DUPLEX_TEST_PART={text} is no part such as 1/2")))
 }
 
 /// A guest's whole log would push every other failure off the screen: first and last lines are kept.
