@@ -9,7 +9,7 @@
 //! with whoever holds its pidfd, and what a crash leaves the shelf clears by its cgroup.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, fchmod};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use super::{NetError, Plan};
-use crate::spec::NetRate;
+use super::{NetError, Plan, plan};
+use crate::spec::NetworkSpec;
 use crate::sys::birth::{Child, FIRST_FD, spawn};
 use crate::sys::egress;
 use crate::sys::last_words::{self, LastWords};
@@ -180,11 +180,14 @@ impl Helper {
     }
 }
 
-/// A wire between a monitor and passt: the monitor's end and passt's. At a rate it has room for what waits on the way to the guest.
+/// A wire between a monitor and passt: the monitor's end and passt's. At a rate it has room for what waits on the way to the guest. With
+/// published ports the guest's interface is announced on it: passt has its hardware address from its frames, it may be asked for what they
+/// publish before it has sent one, and a guest drops connections that come to everybody's.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn wire(rate: Option<NetRate>) -> Result<(UnixStream, UnixStream), NetError> {
+pub fn wire(spec: &NetworkSpec) -> Result<(UnixStream, UnixStream), NetError> {
+    let NetworkSpec { rate, publish, .. } = spec;
     use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
     let (ours, theirs) = UnixStream::pair().map_err(NetError::Resource)?;
     set_socket_send_buffer_size(&ours, WIRE_BUFFER).map_err(|e| NetError::Resource(e.into()))?;
@@ -192,6 +195,9 @@ pub fn wire(rate: Option<NetRate>) -> Result<(UnixStream, UnixStream), NetError>
         // Who is not root has what net.core.wmem_max allows.
         let roomy = set_socket_send_buffer_size_force(&theirs, INCOMING);
         roomy.or_else(|_| set_socket_send_buffer_size(&theirs, INCOMING)).map_err(|e| NetError::Resource(e.into()))?;
+    }
+    if !publish.is_empty() {
+        (&ours).write_all(&plan::announcement()).map_err(NetError::Resource)?;
     }
     Ok((ours, theirs))
 }

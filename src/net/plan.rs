@@ -205,6 +205,18 @@ impl Plan {
     }
 }
 
+/// An ARP announcement of the sandbox's address (RFC 5227, 3), as a frame on the wire to passt: behind its length.
+pub(super) fn announcement() -> Vec<u8> {
+    const TO_ALL: [u8; 6] = [0xff; 6];
+    const ARP: [u8; 2] = [0x08, 0x06];
+    /// Ethernet and IPv4 with the lengths of their addresses; a request.
+    const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+    let address = ADDRESS4.octets();
+    let frame = [&TO_ALL[..], &MAC, &ARP, &REQUEST, &MAC, &address, &[0; 6], &address].concat();
+    let length = u32::try_from(frame.len()).unwrap_or(0);
+    [&length.to_be_bytes()[..], &frame].concat()
+}
+
 fn by_number(fd: i32) -> String {
     format!("/proc/self/fd/{fd}")
 }
@@ -220,6 +232,15 @@ mod tests {
 
     fn user() -> NetworkSpec {
         NetworkSpec { mode: NetworkMode::User, ..NetworkSpec::default() }
+    }
+
+    #[test]
+    fn an_announcement_is_a_frame_of_arp() {
+        let bytes = announcement();
+        assert_eq!(bytes[..4], 42_u32.to_be_bytes());
+        assert_eq!(bytes[4..18], [255, 255, 255, 255, 255, 255, 2, 0x64, 0x75, 0x70, 0, 15, 8, 6]);
+        assert_eq!(bytes[18..26], [0, 1, 8, 0, 6, 4, 0, 1]);
+        assert_eq!(bytes[26..], [2, 0x64, 0x75, 0x70, 0, 15, 10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 15]);
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl MicroVmBackend {
         }
         let root = self.images.root_disk(&spec.image).map_err(MicroVmError::Image)?;
         let (mut briefing, mut network) = network::plan(spec, PASST)?;
-        let wire = network.is_some().then(|| net::wire(spec.network.rate)).transpose()?;
+        let wire = network.is_some().then(|| net::wire(&spec.network)).transpose()?;
         let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
         let volumes = mounts::attach(&self.installation, spec)?;
         let mut shares = Shares::open(spec)?;
