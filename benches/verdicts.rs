@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use duplex::compare::{
-    Arm, Build, Evidence, Given, MemorySample, Observation, Plan, Probe, Runner, RunnerError, Spawner, Until, arms,
-    compare, host_facts,
+    Arm, Build, Crowd, Evidence, Given, MemorySample, Observation, Plan, Probe, Runner, RunnerError, Spawner, Until,
+    arms, compare, host_facts,
 };
 use duplex::image::Store;
 use duplex::spec::{Cpus, MemorySize};
@@ -43,6 +43,10 @@ impl Runner for HeldUp {
 
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
         self.plain.idle(arm)
+    }
+
+    fn crowd(&mut self, arm: &Arm) -> Box<dyn Crowd + '_> {
+        self.plain.crowd(arm)
     }
 
     fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError> {
@@ -80,6 +84,7 @@ impl Bench {
             warmup: 1,
             memory_runs: 0,
             probes: false,
+            density: None,
             seed: 0,
             allow_difference: false,
             timeout: Duration::from_secs(60),

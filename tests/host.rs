@@ -52,6 +52,8 @@ mod conformance;
 mod container_walls;
 #[path = "host/copy.rs"]
 mod copy;
+#[path = "host/density.rs"]
+mod density;
 #[path = "host/forks.rs"]
 mod forks;
 #[path = "host/health.rs"]
@@ -104,6 +106,7 @@ const ALL: &[&[runner::Case]] = &[
     bridge::CASES,
     container_walls::CASES,
     copy::CASES,
+    density::CASES,
     devices::CASES,
     forks::CASES,
     health::CASES,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::agree::{Deed, Disagreement, disagreement};
 use super::control::{Control, controls};
+use super::density::{self, Sweep};
 use super::facts::HostFacts;
 use super::plan::{Arm, Plan};
 use super::random::Random;
@@ -46,6 +47,8 @@ pub enum Step {
     Timed(u32, u32, Vec<(String, f64)>),
     /// A memory round is over: its number from 1 and how many there are.
     Memory(u32, u32),
+    /// So many idle sandboxes of this arm live.
+    Density(String, u32),
 }
 
 /// Why there is no comparison.
@@ -110,6 +113,7 @@ pub fn compare(
     let mut under = Under { arms: &mut arms, agreement: &mut agreement, random: &mut random, units: &mut units };
     let (order, ended) = timed(plan, runner, watch, &mut under)?;
     measured(plan, runner, watch, &mut under)?;
+    crowded(plan, given, runner, watch, &mut arms)?;
     arms.iter_mut().for_each(ArmRecord::summarize);
     let mut unequal = unequal(plan);
     unequal.extend(agreement.allowed.iter().map(ToString::to_string));
@@ -191,6 +195,7 @@ fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Res
         disk_bytes: given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
         runs: Vec::new(),
         memory_runs: Vec::new(),
+        density: None,
         summary: Summary::default(),
     })
 }
@@ -292,6 +297,29 @@ fn measured(
             });
         }
         watch(&Step::Memory(round + 1, plan.memory_runs));
+    }
+    Ok(())
+}
+
+/// Idle sandboxes of one arm after another, if the plan wants them.
+fn crowded(
+    plan: &Plan,
+    given: &Given,
+    runner: &mut dyn Runner,
+    watch: &mut dyn FnMut(&Step),
+    arms: &mut [ArmRecord],
+) -> Result<(), CompareError> {
+    let Some(limits) = &plan.density else { return Ok(()) };
+    for record in arms {
+        let name = record.arm.name.clone();
+        let mut crowd = runner.crowd(&record.arm);
+        let swept = density::sweep(limits, given.host.memory_bytes, &mut *crowd, &mut |count| {
+            watch(&Step::Density(name.clone(), count));
+        });
+        let ended_badly = crowd.end();
+        drop(crowd);
+        let swept = swept.map_err(|e| failed(&record.arm, "idle sandboxes".to_owned(), e))?;
+        record.density = Some(Sweep { ended_badly, ..swept });
     }
     Ok(())
 }

@@ -26,6 +26,19 @@ pub struct MemorySample {
 }
 
 impl MemorySample {
+    /// This and another's together.
+    pub(super) fn and(self, other: Self) -> Self {
+        let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            pss: self.pss.saturating_add(other.pss),
+            tmpfs: both(self.tmpfs, other.tmpfs),
+            kernel: both(self.kernel, other.kernel),
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.pss.saturating_add(self.tmpfs.unwrap_or(0)).saturating_add(self.kernel.unwrap_or(0))
@@ -66,6 +79,11 @@ impl Meter {
             tmpfs: counted("shmem").map(|bytes| bytes.saturating_sub(mapped_shmem)),
             kernel: counted("kernel"),
         })
+    }
+
+    /// What the kernel believes could be given to new programs without swapping (`MemAvailable` of `/proc/meminfo`), in bytes.
+    pub(super) fn available(&self) -> Option<u64> {
+        kib(&fs::read_to_string(self.proc.join("meminfo")).ok()?, "MemAvailable")
     }
 
     /// A file of the cgroup of the sandbox that runs below `root`.
@@ -155,6 +173,16 @@ mod tests {
         assert_eq!(meter.sandbox_file(10, "memory.max").as_deref(), Some("max\n"));
         assert_eq!(meter.sample(12).unwrap(), MemorySample { pss: 55 * 1024, tmpfs: None, kernel: None });
         assert_eq!(meter.sample(4711), None, "what is not there is absent, not zero");
+        assert_eq!(meter.available(), None);
+        fs::write(dir.path().join("proc/meminfo"), "MemTotal:  4096 kB\nMemAvailable:    3072 kB\n").unwrap();
+        assert_eq!(meter.available(), Some(3 << 20));
+    }
+
+    #[test]
+    fn samples_add_up_and_what_one_lacks_is_the_others() {
+        let sample = |pss, tmpfs, kernel| MemorySample { pss, tmpfs, kernel };
+        let sum = sample(5, Some(1), None).and(sample(7, Some(2), Some(3)));
+        assert_eq!((sum, sum.total()), (sample(12, Some(3), Some(3)), 18));
     }
 
     #[test]

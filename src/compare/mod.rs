@@ -1,8 +1,8 @@
 //! The same image and command in several arms, measured: one command, same digest, same limits, same meters outside the sandbox.
 //!
 //! ```text
-//! plan -> controls -> timed rounds -> memory rounds -> record -> table, JSON, page
-//!              \------------\-------------\-- Runner (spawn: `duplex run` children as a user starts them)
+//! plan -> controls -> timed rounds -> memory rounds -> density -> record -> table, JSON, page
+//!              \------------\-------------\-----------\-- Runner (spawn: `duplex run` children as a user starts them)
 //! ```
 //!
 //! Nothing here knows an engine: an arm is words on a command line. What an arm cannot measure is absent, never zero.
@@ -12,6 +12,7 @@ mod applications;
 mod baseline;
 mod break_even;
 mod control;
+mod density;
 mod drive;
 mod facts;
 #[cfg(any(feature = "fuzz", all(test, feature = "cli")))]
@@ -35,6 +36,7 @@ pub use agree::{Captured, Disagreement, Stream};
 pub use applications::{APPLICATIONS, Application, WorkloadError, application};
 pub use baseline::{Against, BaselineError, Change, Fate, against, fits, read, summary};
 pub use control::{Control, Evidence};
+pub use density::{Crowded, Density, Figures, Stopped, Sweep};
 pub use drive::{CompareError, Given, Step, compare};
 pub use facts::{HostFacts, host_facts};
 pub use measures::Measured;
@@ -43,7 +45,7 @@ pub use plan::{Arm, ArmError, Plan, Until, arms};
 pub use probes::{Probe, ProbesError, Reached};
 pub use record::{ArmRecord, Build, Comparison, Ended, MemoryRun, Record, Run, SCHEMA, Summary};
 pub use report::{ReportError, report};
-pub use runner::{Observation, Runner, RunnerError, Trace};
+pub use runner::{Crowd, Look, Observation, Runner, RunnerError, Trace};
 pub use schedule::turns;
 pub use spawn::{Interrupt, Spawner};
 pub use stats::{Ratio, Spread};

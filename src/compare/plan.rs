@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::density::Density;
 use crate::spec::{Cpus, Digest, Isolation, MemorySize};
 
 /// One side of a comparison: an isolation with settings. Limits are not among them, they are the same for all arms.
@@ -154,6 +155,8 @@ pub struct Plan {
     pub memory_runs: u32,
     /// Every arm is probed for what its walls let through.
     pub probes: bool,
+    /// How many idle sandboxes are tried, and what stops that.
+    pub density: Option<Density>,
     /// Seed of the order.
     pub seed: u64,
     /// Differing outputs and exit codes are noted, not refused.

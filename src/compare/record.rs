@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::control::Control;
+use super::density::Sweep;
 use super::facts::HostFacts;
 use super::meters::MemorySample;
 use super::plan::Arm;
@@ -134,6 +135,9 @@ pub struct ArmRecord {
     pub runs: Vec<Run>,
     /// The runs that measured memory.
     pub memory_runs: Vec<MemoryRun>,
+    /// How many idle sandboxes there could be, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub density: Option<Sweep>,
     /// Numbers about the runs that count.
     pub summary: Summary,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,11 +54,41 @@ pub trait Runner {
     /// Memory of a sandbox that waits for input and does nothing.
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError>;
 
+    /// Room for idle sandboxes of this arm; none lives yet.
+    fn crowd(&mut self, arm: &Arm) -> Box<dyn Crowd + '_>;
+
     /// What a sandbox of this arm lets its programs reach, and learn of the host.
     fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError>;
 
     /// What a sandbox of this arm sees of itself and the host of it.
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError>;
+}
+
+/// Idle sandboxes of one arm. The real ones are those of [`Spawner`](super::Spawner). Whoever drops it ends them all.
+pub trait Crowd {
+    /// Starts one more and waits until it is up.
+    fn add(&mut self) -> Result<(), RunnerError>;
+
+    /// What all of them use, and what the host has left, as soon as that is calm or does not become so.
+    fn settle(&mut self) -> Result<Look, RunnerError>;
+
+    /// MemAvailable of the host in bytes, now.
+    fn available(&mut self) -> Option<u64>;
+
+    /// Sends a line to each of them, one after another, some times over: how long each answer took.
+    fn ping(&mut self) -> Result<Vec<Duration>, RunnerError>;
+
+    /// Ends all of them: how many did not end by themselves with exit code 0.
+    fn end(&mut self) -> u32;
+}
+
+/// Memory at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Of all sandboxes together.
+    pub memory: Option<MemorySample>,
+    /// MemAvailable of the host in bytes.
+    pub available_bytes: Option<u64>,
 }
 
 /// Why an arm could not be run.
@@ -127,6 +158,14 @@ pub enum RunnerError {
         seconds: u64,
         /// The beginning of what came instead.
         said: String,
+    },
+    /// One of many idle sandboxes did not answer.
+    #[error("Idle sandbox {number} did not answer a ping within {seconds} s, or has ended")]
+    Silent {
+        /// Which, in the order of their starts, from 1.
+        number: usize,
+        /// The limit in seconds.
+        seconds: u64,
     },
     /// The file through which runs tell their moments.
     #[error("Cannot use the file for the moments of runs")]

@@ -19,12 +19,14 @@ use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
 use super::probes::{Probe, probes};
-use super::runner::{Observation, Runner, RunnerError, Trace};
+use super::runner::{Crowd, Observation, Runner, RunnerError, Trace};
 use crate::spec::{Exit, Isolation};
 use crate::sys::clock::monotonic_ns;
 
+mod crowd;
 mod watch;
 
+use crowd::Idlers;
 use watch::{Watched, watch};
 
 /// Name of the embedded image, for proofs and the idle sandbox.
@@ -33,6 +35,8 @@ const EMBEDDED: &str = "workloads";
 const SAMPLING: Duration = Duration::from_millis(10);
 /// Longest wait for an idle sandbox's memory to settle.
 const SETTLING: Duration = Duration::from_secs(5);
+/// How far the host's memory may move between two looks that see it calm, in bytes.
+const CALM: u64 = 2 << 20;
 
 /// Starts `duplex run` for every run.
 #[derive(Debug)]
@@ -91,9 +95,10 @@ impl Spawner {
         format!("/proc/{}/fd/{}", std::process::id(), self.trace.as_raw_fd())
     }
 
-    /// `duplex run` of this arm, without a network.
+    /// `duplex run` of this arm, without a network, telling its moments.
     fn command(&self, arm: &Arm, options: &[&str], image: &str, words: &[String]) -> Command {
-        self.command_on(arm, "none", options, image, words)
+        let trace = self.trace_file();
+        self.command_on(arm, "none", &[&["--trace", &trace], options].concat(), image, words)
     }
 
     /// `duplex run` of this arm on this network. The host name is fixed: by default it is the sandbox's id, and outputs that show it would
@@ -106,7 +111,6 @@ impl Spawner {
         // No swap on either side: a guest has none.
         let memory = self.plan.memory.0.to_string();
         command.args(["--memory", &memory, "--memory-swap", &memory]).arg("--cpus").arg(self.plan.cpus.to_string());
-        command.arg("--trace").arg(self.trace_file());
         if let Some(kernel) = &arm.kernel {
             command.arg("--kernel").arg(kernel);
         }
@@ -172,10 +176,14 @@ impl Spawner {
         }
     }
 
-    /// Starts the embedded image's `cat` and waits for its echo: then it is up, and does nothing until its input ends.
+    /// The embedded image's `cat`, up.
     fn waiting(&self, arm: &Arm) -> Result<(Child, OwnedFd), RunnerError> {
+        self.up(self.command(arm, &["-i"], EMBEDDED, &["cat".to_owned()]))
+    }
+
+    /// Starts what echoes and waits for that: then it is up, and does nothing until its input ends.
+    fn up(&self, mut command: Command) -> Result<(Child, OwnedFd), RunnerError> {
         const WORD: &[u8] = b"up\n";
-        let mut command = self.command(arm, &["-i"], EMBEDDED, &["cat".to_owned()]);
         let (_, mut child) = self.spawn(command.stdin(Stdio::piped()))?;
         let io = |operation| move |source| RunnerError::Watch { operation, source };
         let sent = child.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(WORD));
@@ -193,6 +201,9 @@ impl Spawner {
             (Ok(said), stdin) => {
                 drop(stdin);
                 let ended = watch(&mut child, Duration::from_secs(10), None, || self.interrupt.note(None));
+                if self.interrupt.asked.load(Ordering::SeqCst) {
+                    return Err(RunnerError::Interrupted);
+                }
                 let stderr = ended.map_or_else(|_| String::new(), |w| w.deed.stderr.excerpt(2000));
                 let said = format!("{}{stderr}", String::from_utf8_lossy(&said));
                 Err(RunnerError::NoEcho { seconds: self.plan.timeout.as_secs(), said })
@@ -205,6 +216,23 @@ impl Spawner {
         let (watched, _) = self.finish(child, false)?;
         self.trace(&watched).map(|_| ())
     }
+}
+
+/// What is seen when it has not changed for a while: the memory of sandboxes by no more than a two-hundredth, that of the host by no more than
+/// 2 MiB; or what is seen last, when it goes on changing.
+fn calm(mut look: impl FnMut() -> (Option<MemorySample>, u64)) -> (Option<MemorySample>, u64) {
+    let settled = Instant::now() + SETTLING;
+    let mut last = look();
+    let mut calm = 0;
+    while calm < 3 && Instant::now() < settled {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = look();
+        let total = |s: &Option<MemorySample>| s.map_or(0, |s| s.total());
+        let near = total(&now.0).abs_diff(total(&last.0)) <= total(&last.0) / 200;
+        calm = if near && now.1.abs_diff(last.1) <= CALM { calm + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 impl Runner for Spawner {
@@ -236,19 +264,13 @@ impl Runner for Spawner {
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
         let (child, stdin) = self.waiting(arm)?;
         let meter = Meter::default();
-        let settled = Instant::now() + SETTLING;
-        let mut last = meter.sample(child.id());
-        let mut calm = 0;
-        while calm < 3 && Instant::now() < settled {
-            std::thread::sleep(Duration::from_millis(200));
-            let now = meter.sample(child.id());
-            let total = |s: &Option<MemorySample>| s.map_or(0, |s| s.total());
-            let near = total(&now).abs_diff(total(&last)) <= total(&last) / 200;
-            calm = if near { calm + 1 } else { 0 };
-            last = now;
-        }
+        let last = calm(|| (meter.sample(child.id()), 0)).0;
         self.end_waiting(child, stdin)?;
         Ok(last)
+    }
+
+    fn crowd(&mut self, arm: &Arm) -> Box<dyn Crowd + '_> {
+        Box::new(Idlers::new(self, arm.clone()))
     }
 
     /// On the network that a sandbox has by itself, with somebody on the host's loopback who may be reached.
@@ -256,7 +278,8 @@ impl Runner for Spawner {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(RunnerError::Scratch)?;
         let port = listener.local_addr().map_err(RunnerError::Scratch)?.port();
         let words = ["probe".to_owned(), port.to_string()];
-        let mut command = self.command_on(arm, "user", &[], EMBEDDED, &words);
+        let trace = self.trace_file();
+        let mut command = self.command_on(arm, "user", &["--trace", &trace], EMBEDDED, &words);
         let (_, child) = self.spawn(command.stdin(Stdio::null()))?;
         let (watched, _) = self.finish(child, false)?;
         self.trace(&watched)?;

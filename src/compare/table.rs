@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
+use super::density::words::{ROWS, cells, sentences, swept};
 use super::probes::Reached;
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
@@ -34,6 +35,7 @@ pub fn table(record: &Record, against: Option<&Against>) -> String {
         }
     }
     text.push_str(&walls(&record.arms));
+    text.push_str(&density(record));
     if let Some(against) = against {
         text.push_str(&beside(against));
     }
@@ -63,6 +65,33 @@ fn walls(arms: &[ArmRecord]) -> String {
         }
     }
     let _ = writeln!(text, "{table}");
+    text
+}
+
+/// What idle sandboxes of the arms cost, and how many there could be.
+fn density(record: &Record) -> String {
+    let mut text = String::new();
+    let swept = swept(&record.arms);
+    if swept.is_empty() {
+        return text;
+    }
+    text.push_str("\nDensity: idle sandboxes of the embedded image's cat, one after another.\n");
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table.set_header(std::iter::once("").chain(swept.iter().map(|(arm, _)| arm.arm.name.as_str())));
+    let columns: Vec<_> = swept.iter().map(|(_, sweep)| cells(sweep)).collect();
+    for (row, name) in ROWS.iter().enumerate() {
+        table.add_row(std::iter::once(*name).chain(columns.iter().map(|column| column[row].as_str())));
+    }
+    for column in 1..=swept.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let _ = writeln!(text, "{table}");
+    for line in sentences(record).iter().flat_map(|sentence| wrapped(sentence, "")) {
+        let _ = writeln!(text, "{line}");
+    }
     text
 }
 

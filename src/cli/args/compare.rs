@@ -7,6 +7,9 @@ use clap::Args;
 use super::Format;
 use crate::spec::{Cpus, MemorySize};
 
+/// Most idle sandboxes of an arm: each takes three of the 1,024 files that a process usually may have open.
+const MOST_IDLE: i64 = 300;
+
 /// Run one image both ways, taking turns, and measure what the difference costs
 #[derive(Args, Clone, Debug)]
 #[command(
@@ -31,6 +34,15 @@ pub(crate) struct CompareArgs {
     /// Try in every arm the first steps of known ways out, and what can be learnt of the host; nothing is harmed
     #[arg(long)]
     pub probes: bool,
+    /// Start idle sandboxes of the embedded image, so many of each arm, one after another, and measure what the first and each further one costs [default: none]. An arm stops before when the host has too little memory left, when one answers too slowly, or when one does not start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_IDLE))]
+    pub density: Option<u32>,
+    /// How much of the host's memory --density leaves available [default: a tenth of it or 256 MiB, whichever is more]
+    #[arg(long, value_name = "SIZE", requires = "density")]
+    pub density_reserve: Option<MemorySize>,
+    /// How many milliseconds an idle sandbox may take to answer a line before --density stops
+    #[arg(long, default_value_t = 1000, value_name = "MS", requires = "density", value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub density_ping: u64,
     /// Go on until the intervals reach at most so far to either side: of the workloads' ratios, or of the start's if there are none
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub precision: Option<f64>,

@@ -15,8 +15,8 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    Against, Application, ArmError, Build, CompareError, Given, Plan, Record, RunnerError, Spawner, Step, Until,
-    against, application, arms, compare as run_plan, fits, host_facts, read, report, summary, table,
+    Against, Application, ArmError, Build, CompareError, Density, Given, Plan, Record, RunnerError, Spawner, Step,
+    Until, against, application, arms, compare as run_plan, fits, host_facts, read, report, summary, table,
 };
 use crate::image::{Image, Reference, ResolveError};
 use crate::spec::{Installation, Isolation};
@@ -53,6 +53,7 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         warmup: args.warmup,
         memory_runs: args.memory_runs,
         probes: args.probes,
+        density: density(args),
         seed: args.seed.map_or_else(random_seed, Ok)?,
         allow_difference: args.allow_difference,
         timeout: Duration::from_secs(args.timeout),
@@ -90,6 +91,15 @@ fn command(args: &CompareArgs, application: Option<Application>, image: &Image) 
         return std::iter::once("measure".to_owned()).chain(args.workloads.iter().cloned()).collect();
     }
     if args.command.is_empty() { image.config.cmd.clone() } else { args.command.clone() }
+}
+
+/// How many idle sandboxes are tried, if any.
+fn density(args: &CompareArgs) -> Option<Density> {
+    Some(Density {
+        most: args.density?,
+        reserve_bytes: args.density_reserve.map(|size| size.0),
+        ping: Duration::from_millis(args.density_ping),
+    })
 }
 
 /// Writes the files and prints the result.
@@ -252,7 +262,8 @@ impl Progress {
         let rounds = u64::from(plan.warmup) + u64::from(plan.runs) + u64::from(plan.memory_runs);
         let template = "{msg:32!} {wide_bar} {pos}/{len} {eta:>4}";
         let probes = if plan.probes { arms } else { 0 };
-        let bar = bar(arms + probes + rounds, template);
+        let idle = plan.density.map_or(0, |density| arms * u64::from(density.most));
+        let bar = bar(arms + probes + rounds + idle, template);
         if bar.is_none() {
             note(&format!("comparing {} in {} rounds", plan.reference, plan.warmup + plan.runs + plan.memory_runs));
         }
@@ -268,6 +279,8 @@ impl Progress {
                 format!("round {round}/{all}: {}", times.join(", "))
             }
             Step::Memory(round, all) => format!("memory {round}/{all}"),
+            Step::Density(_, count) if self.bar.is_none() && !count.is_power_of_two() => return,
+            Step::Density(arm, count) => format!("idle of '{arm}': {count}"),
         };
         match &self.bar {
             Some(bar) => {

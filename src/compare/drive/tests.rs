@@ -6,10 +6,13 @@ use super::*;
 use crate::compare::agree::Captured;
 use crate::compare::control::Evidence;
 use crate::compare::control::tests::BOOT_ID;
+use crate::compare::density::Stopped;
+use crate::compare::density::tests::Made;
 use crate::compare::measures::Measured;
 use crate::compare::meters::MemorySample;
 use crate::compare::plan::Until;
 use crate::compare::probes::{Probe, Reached};
+use crate::compare::runner::Crowd;
 use crate::compare::verdict::Verdict;
 use crate::compare::{plan, table};
 use crate::spec::{Cpus, Exit, MIB, MemorySize, Moments, Outcome, Usage};
@@ -28,6 +31,7 @@ pub(crate) fn plan() -> Plan {
         warmup: 1,
         memory_runs: 5,
         probes: true,
+        density: Some(density::tests::limits(3)),
         seed: 42,
         allow_difference: false,
         timeout: Duration::from_secs(10),
@@ -70,6 +74,7 @@ struct Fake {
     time_ms: fn(Isolation) -> u64,
     held: u64,
     measured: fn(Isolation, u64) -> BTreeMap<String, Measured>,
+    crowd: fn(Isolation) -> Made,
 }
 
 impl Default for Fake {
@@ -83,6 +88,7 @@ impl Default for Fake {
             time_ms: |isolation| if isolation == Isolation::MicroVm { 20 } else { 10 },
             measured: |_, _| BTreeMap::new(),
             held: 0,
+            crowd: |_| Made::default(),
         }
     }
 }
@@ -127,6 +133,10 @@ impl Runner for Fake {
     fn idle(&mut self, arm: &Arm) -> Result<Option<MemorySample>, RunnerError> {
         let pss = if arm.isolation == Isolation::MicroVm { 40 << 20 } else { 3 << 20 };
         Ok(Some(MemorySample { pss, tmpfs: None, kernel: Some(1 << 20) }))
+    }
+
+    fn crowd(&mut self, arm: &Arm) -> Box<dyn Crowd + '_> {
+        Box::new((self.crowd)(arm.isolation))
     }
 
     fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError> {
@@ -289,6 +299,54 @@ fn an_arm_beside_itself_shows_no_difference() {
 }
 
 #[test]
+fn idle_sandboxes_are_swept_arm_by_arm_and_only_if_asked_for() {
+    let mut told = Vec::new();
+    let crowd =
+        |isolation| Made { fails_at: if isolation == Isolation::MicroVm { 3 } else { u32::MAX }, ..Made::default() };
+    let mut fake = Fake { crowd, ..Fake::default() };
+    let record = compare(&plan(), &given(), &mut fake, &mut |step| {
+        if let Step::Density(arm, count) = step {
+            told.push(format!("{arm} {count}"));
+        }
+    });
+    let record = record.unwrap();
+    assert_eq!(told, ["container 1", "container 2", "container 3", "microvm 1", "microvm 2"]);
+    let sweep = |at: usize| record.arms[at].density.clone().unwrap();
+    assert_eq!((sweep(0).stopped, sweep(0).steps.len(), sweep(0).words), (Stopped::Most, 3, None));
+    assert_eq!((sweep(1).stopped, sweep(1).steps.len()), (Stopped::Start, 2), "a finding, and no failure");
+    let shown = table::table(&record, None).replace('\n', " ");
+    for words in ["3 asked for", "start 3 failed", "microvm stopped, start 3 failed: 'duplex run' failed", "20.0 MiB"] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+    let plan = Plan { density: None, ..plan() };
+    let without = compared(&plan, Fake::default()).unwrap();
+    assert!(without.arms.iter().all(|arm| arm.density.is_none()));
+    assert!(!table::table(&without, None).contains("Density"));
+    assert!(!crate::compare::report(&without, None).unwrap().contains("id=\"density\""));
+}
+
+#[test]
+fn what_could_be_is_told_from_what_was_measured() {
+    let shown = table::table(&recorded(), None).replace('\n', " ");
+    let told = "Extrapolated, not measured: less a reserve of 256 MiB, this host's memory would hold 63 idle sandboxes of \
+        container (768 MiB at 12.0 MiB for each further one), or 63 idle sandboxes of microvm";
+    assert!(shown.contains(told), "{shown}");
+    assert!(shown.contains("Pings of the lab are those of an emulated processor"), "{shown}");
+    let crowd = |isolation| Made {
+        fails_at: if isolation == Isolation::MicroVm { 1 } else { u32::MAX },
+        silent_from: 2,
+        ..Made::default()
+    };
+    let record = compared(&plan(), Fake { crowd, ..Fake::default() }).unwrap();
+    let shown = table::table(&record, None).replace('\n', " ");
+    assert!(shown.contains("Left out: microvm has no idle sandbox here, start 1 failed: 'duplex run'"), "{shown}");
+    assert!(shown.contains("container stopped, no answer: Idle sandbox 1 did not answer"), "{shown}");
+    assert!(shown.contains("These figures cannot tell how many fit of microvm."), "{shown}");
+    let page = crate::compare::report(&record, None).unwrap();
+    assert!(page.contains("Left out: microvm") && page.contains("Not measured: sandboxes that work"));
+}
+
+#[test]
 fn the_layout_of_the_json_is_frozen() {
     let plan = Plan { runs: 2, memory_runs: 1, ..plan() };
     let record = compared(&plan, Fake::default()).unwrap();
@@ -305,7 +363,10 @@ fn the_layout_of_the_json_is_frozen() {
 fn the_table_says_what_it_is_first_and_is_at_most_100_columns_wide() {
     let long = "x".repeat(20);
     let arms = plan::arms(&[format!("{long}=container"), format!("y{}=microvm,read-only", &long[1..])]).unwrap();
-    for plan in [plan(), Plan { arms, reference: "registry.example/".repeat(9), ..plan() }] {
+    let many: Vec<_> =
+        (0..6).map(|at| format!("{}{at}={}", "x".repeat(19), ["container", "microvm"][at % 2])).collect();
+    let six = Plan { arms: plan::arms(&many).unwrap(), ..plan() };
+    for plan in [plan(), six, Plan { arms, reference: "registry.example/".repeat(9), ..plan() }] {
         let shown = table::table(&compared(&plan, Fake::default()).unwrap(), None);
         assert!(shown.starts_with("Measured in the lab"), "{shown}");
         for line in shown.lines() {

@@ -11,14 +11,15 @@ use crate::compare::words::{bytes, figure_label, memory_label, milliseconds, pha
 use crate::spec::Phase;
 
 /// Sizes are drawn in these, so that the numbers of an axis are round.
-const MEBIBYTE: f64 = 1_048_576.0;
+pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 
-fn mebibytes(count: f64) -> String {
+/// So many of them, in words.
+pub(super) fn mebibytes(count: f64) -> String {
     bytes(count * MEBIBYTE)
 }
 
 /// A drawing with its words.
-fn figure(what: &'static str, plotted: Plotted, words: &str) -> Result<Markup, ReportError> {
+pub(super) fn figure(what: &'static str, plotted: Plotted, words: &str) -> Result<Markup, ReportError> {
     let svg = plotted.map_err(|source| ReportError::Plot { what, source })?;
     Ok(html! {
         figure role="group" aria-label=(what) {
@@ -109,7 +110,8 @@ pub(super) fn samples(record: &Record) -> Result<Markup, ReportError> {
     })
 }
 
-fn arms_key(record: &Record) -> Markup {
+/// The colour of each arm.
+pub(super) fn arms_key(record: &Record) -> Markup {
     key(record.arms.iter().enumerate().map(|(at, arm)| (Ink::of_arm(at), arm.arm.name.clone())))
 }
 

@@ -3,6 +3,7 @@
 //! What comes from elsewhere (names, commands, facts of the host) goes through the template's escaping; drawings are made by [`plot`] of such
 //! text and numbers, escaped by its backend. A content security policy forbids the rest.
 
+mod density;
 mod figures;
 mod ink;
 mod page;

@@ -1,4 +1,6 @@
-//! Drawings: stacked bars, samples in strips, samples by round, intervals of ratios. All are SVG of one width.
+//! Drawings: stacked bars, samples in strips, samples by round, lines over a count, intervals of ratios. All are SVG of one width.
+
+use std::ops::Range;
 
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -177,35 +179,68 @@ pub(super) fn strips(arms: &[Samples], axis: Axis<'_>) -> Plotted {
     })
 }
 
+/// Two axes: whole numbers to the right, quantities upwards.
+fn field<'a, 'b>(
+    area: &'a Area<'b>,
+    (along, name): (Range<f64>, &str),
+    (up, title, show): (Range<f64>, &str, Show),
+) -> Result<Chart<'a, 'b>, PlotError> {
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(20)
+        .margin_top(10)
+        .margin_left(14)
+        .x_label_area_size(AXIS)
+        .y_label_area_size(76)
+        .build_cartesian_2d(along, up)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(12)
+        .y_labels(6)
+        .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
+        .y_label_formatter(&|y| if *y == 0.0 { "0".to_owned() } else { show(*y) })
+        .x_desc(name)
+        .y_desc(title)
+        .axis_desc_style(letters(12.0, FAINT, HPos::Center))
+        .x_label_style(letters(12.0, FAINT, HPos::Center))
+        .y_label_style(letters(12.0, FAINT, HPos::Right))
+        .axis_style(FAINT.rgb())
+        .bold_line_style(GRID.rgb())
+        .light_line_style(TRANSPARENT)
+        .draw()?;
+    Ok(chart)
+}
+
+/// A quantity over a count, from the left to the right.
+pub(super) struct Line {
+    pub(super) ink: Ink,
+    pub(super) points: Vec<(u32, f64)>,
+}
+
+/// A line for each arm, over the same count, both axes from 0.
+pub(super) fn lines(arms: &[Line], along: &str, (title, show): (&str, Show)) -> Plotted {
+    let all = || arms.iter().flat_map(|arm| arm.points.iter());
+    let most = all().map(|point| point.1).filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let least = all().map(|point| point.1).filter(|value| value.is_finite()).fold(0.0, f64::min);
+    let last = all().map(|point| point.0).max().unwrap_or(1);
+    draw(280, |area| {
+        let mut chart = field(area, (0.0..room(f64::from(last)), along), (least..room(most), title, show))?;
+        for arm in arms {
+            let points = || arm.points.iter().map(|(count, value)| (f64::from(*count), *value));
+            chart.draw_series(LineSeries::new(points(), arm.ink.rgb().stroke_width(2)))?;
+            chart.draw_series(points().map(|point| Circle::new(point, 4, arm.ink.rgb().filled())))?;
+        }
+        Ok(())
+    })
+}
+
 /// Every sample over the round in which it was taken: drift shows as a slope. Those for warming up are rings.
 pub(super) fn by_round(arms: &[Samples], title: &str, show: Show) -> Plotted {
     let all = || arms.iter().flat_map(|a| a.counted.iter().chain(&a.warmup));
     let (_, high) = around(all().map(|s| s.1));
     let last = all().map(|s| s.0).max().unwrap_or(0);
     draw(250, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin_right(20)
-            .margin_top(10)
-            .margin_left(14)
-            .x_label_area_size(AXIS)
-            .y_label_area_size(76)
-            .build_cartesian_2d(0.5..f64::from(last) + 1.5, 0.0..high)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .x_labels(12)
-            .y_labels(6)
-            .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
-            .y_label_formatter(&|y| if *y == 0.0 { "0".to_owned() } else { show(*y) })
-            .x_desc("round")
-            .y_desc(title)
-            .axis_desc_style(letters(12.0, FAINT, HPos::Center))
-            .x_label_style(letters(12.0, FAINT, HPos::Center))
-            .y_label_style(letters(12.0, FAINT, HPos::Right))
-            .axis_style(FAINT.rgb())
-            .bold_line_style(GRID.rgb())
-            .light_line_style(TRANSPARENT)
-            .draw()?;
+        let mut chart = field(area, (0.5..f64::from(last) + 1.5, "round"), (0.0..high, title, show))?;
         for arm in arms {
             let at = |samples: &[(u32, f64)]| {
                 samples.iter().map(|(round, value)| (f64::from(*round) + 1.0, *value)).collect::<Vec<_>>()

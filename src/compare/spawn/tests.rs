@@ -114,3 +114,67 @@ fn an_interrupt_ends_the_run_and_the_comparison() {
     assert!(matches!(spawner.run(&arm, false), Err(RunnerError::Interrupted)), "no new run begins");
     assert!(begin.elapsed() < Duration::from_secs(1));
 }
+
+fn crowded<T>(body: &str, act: impl FnOnce(&mut dyn Crowd) -> T) -> T {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spawner = spawner(dir.path(), body);
+    let arm = spawner.plan.arms[0].clone();
+    act(&mut *spawner.crowd(&arm))
+}
+
+/// Whether a process of this number is there and no corpse.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+#[test]
+fn idle_sandboxes_live_together_answer_and_end() {
+    crowded("exec cat", |crowd| {
+        let alone = crowd.settle().unwrap();
+        assert!(alone.memory.is_none() && alone.available_bytes.is_some(), "{alone:?}");
+        (0..3).for_each(|_| crowd.add().unwrap());
+        assert_eq!(crowd.ping().unwrap().len(), 9);
+        assert!(crowd.settle().unwrap().memory.is_none_or(|m| m.pss > 0));
+        assert_eq!((crowd.end(), crowd.ping().unwrap().len()), (0, 0));
+        crowd.add().unwrap();
+        assert_eq!(crowd.ping().unwrap().len(), 3, "there is room again");
+    });
+}
+
+#[test]
+fn one_that_fails_or_is_silent_is_told_and_all_are_ended() {
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    let noted = format!("echo $$ >> {}; ", pids.path().display());
+    crowded(&(noted.clone() + "read up; echo up; read ping"), |crowd| {
+        crowd.add().unwrap();
+        assert!(matches!(crowd.ping(), Err(RunnerError::Silent { number: 1, seconds: 2 })));
+    });
+    crowded(&(noted.clone() + "read up; echo up; trap '' TERM; sleep 1; cat; exit 3"), |crowd| {
+        (0..2).for_each(|_| crowd.add().unwrap());
+        assert_eq!(crowd.end(), 2, "their exit codes");
+    });
+    crowded(&(noted + "echo 'Error: no room' >&2; exit 125"), |crowd| {
+        let error = crowd.add().unwrap_err().to_string();
+        assert!(error.contains("no room"), "{error}");
+    });
+    let noted = fs::read_to_string(pids.path()).unwrap();
+    assert_eq!(noted.lines().count(), 4);
+    assert!(noted.lines().all(|pid| !lives(pid.parse().unwrap())), "{noted}");
+}
+
+#[test]
+fn an_interrupt_ends_a_crowd_that_waits_for_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spawner = spawner(dir.path(), "read up; echo up; exec sleep 100");
+    let (arm, interrupt) = (spawner.plan.arms[0].clone(), spawner.interrupt());
+    let mut crowd = spawner.crowd(&arm);
+    crowd.add().unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        interrupt.interrupt();
+    });
+    assert!(matches!(crowd.ping(), Err(RunnerError::Interrupted)));
+    assert!(matches!(crowd.add(), Err(RunnerError::Interrupted)) && crowd.settle().is_err());
+    assert_eq!(crowd.end(), 1);
+}
