@@ -1,5 +1,10 @@
 //! Many idle sandboxes at once, as `compare --density` counts them: that they live together, answer, cost what they say, and are gone afterwards.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::life::Place;
@@ -7,7 +12,15 @@ use crate::runner::{Case, Need, Verdict, cases_with};
 
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 
-cases_with!("density", Place::new(), [idle_sandboxes_are_counted_and_leave_nothing, a_reserve_stops_before_the_first]);
+cases_with!(
+    "density",
+    Place::new(),
+    [
+        idle_sandboxes_are_counted_and_leave_nothing,
+        a_reserve_stops_before_the_first,
+        given_up_or_killed_it_leaves_nothing
+    ]
+);
 
 const ROUNDS: [&str; 8] = ["--runs", "1", "--warmup", "0", "--memory-runs", "1", "--format", "json"];
 /// Of a lab that other tests keep busy.
@@ -53,4 +66,28 @@ fn a_reserve_stops_before_the_first(place: &Place) {
         assert_eq!((&arm["density"]["stopped"], &arm["density"]["steps"]), (&"reserve".into(), &serde_json::json!([])));
     }
     place.must_be_clean("without any");
+}
+
+fn given_up_or_killed_it_leaves_nothing(place: &Place) {
+    let words = ["compare", "--runs", "1", "--warmup", "0", "--memory-runs", "0", "--density", "64"];
+    let arms = ["--arm", "microvm", "--arm", "container"];
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut command = place.duplex(&[&words[..], &PATIENT, &arms].concat());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said: Vec<_> =
+            lines.by_ref().map(Result::unwrap).take_while(|line| line != "idle of 'microvm': 4").collect();
+        assert!(place.before().len() < crate::inventory::inventory(&[place.folder()]).len(), "{said:?}");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = child.wait().unwrap();
+        if signal == Signal::KILL {
+            assert_eq!(status.signal(), Some(9));
+            // They end with their input, and each of them clears what is its own.
+            place.until_clean();
+        } else {
+            let said: Vec<_> = lines.map(Result::unwrap).collect();
+            assert_eq!(status.code(), Some(130), "{status:?} {said:?}");
+            place.must_be_clean("given up");
+        }
+    }
 }
