@@ -30,5 +30,7 @@ mod registry_wire;
 mod report;
 #[path = "offline/style.rs"]
 mod style;
+#[path = "offline/unheard.rs"]
+mod unheard;
 #[path = "offline/workloads.rs"]
 mod workloads;

@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
     match run(&words, began) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprint!("{}", failure.render());
+            output::say(failure.render().trim_end());
             ExitCode::from(failure.code as u8)
         }
     }
