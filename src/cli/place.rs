@@ -30,6 +30,8 @@ pub(crate) struct Needs {
     terminal: bool,
     /// Files that the verb reads or writes by name.
     files: Vec<PathBuf>,
+    /// Those of them that it writes for the user.
+    results: Vec<PathBuf>,
 }
 
 impl Needs {
@@ -44,18 +46,35 @@ impl Needs {
             stdin: args.process.interactive && !args.detach,
             terminal: args.process.tty && !args.detach,
             files: files.collect(),
+            results: [&args.kernel_log, &args.trace, &args.cidfile].into_iter().flatten().cloned().collect(),
         }
     }
 
     /// Of `lab run`, which never asks for a place.
     pub(crate) fn of_words() -> Self {
         let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-        Self { kvm: false, cgroups: false, code: Code::Duplex, stdin: true, terminal, files: Vec::new() }
+        Self {
+            kvm: false,
+            cgroups: false,
+            code: Code::Duplex,
+            stdin: true,
+            terminal,
+            files: Vec::new(),
+            results: Vec::new(),
+        }
     }
 
     /// Of `fork`.
     pub(crate) fn of_fork() -> Self {
-        Self { kvm: true, cgroups: true, code: Code::Failed, stdin: false, terminal: false, files: Vec::new() }
+        Self {
+            kvm: true,
+            cgroups: true,
+            code: Code::Failed,
+            stdin: false,
+            terminal: false,
+            files: Vec::new(),
+            results: Vec::new(),
+        }
     }
 
     /// Of `compare`.
@@ -77,7 +96,17 @@ impl Needs {
                 .chain(arms.iter().filter_map(|a| a.kernel.as_ref()))
                 .cloned()
                 .collect(),
+            results: args.json.iter().chain(&args.report).cloned().collect(),
         }
+    }
+
+    /// The folder of a result that would stay in the lab, whose own it is there.
+    fn unshared(&self, cwd: &Path) -> Option<PathBuf> {
+        let folders = self.results.iter().filter_map(|file| cwd.join(file).parent().map(Path::to_owned));
+        // What is a stream of the command's comes out of the lab.
+        let streams = |folder: &Path| folder.starts_with("/dev") || folder.starts_with("/proc");
+        let mut lost = folders.filter(|folder| !lab::shares(folder) && folder != Path::new("/") && !streams(folder));
+        lost.next()
     }
 }
 
@@ -99,6 +128,16 @@ enum PlaceError {
     /// A folder that is the lab's own there.
     #[error("The lab, where this sandbox may be, has a {0} of its own: name a file in a folder below it, or '-'")]
     Unshared(PathBuf),
+    /// The same, of a file that a command which goes there would write.
+    #[error(
+        "{reason}, and the lab in its place has a {folder} of its own: name a file in another folder, or in one below it"
+    )]
+    Lost {
+        /// What the host lacks.
+        reason: String,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The verb has no result of its own.
     #[error(transparent)]
     Run(RunError),
@@ -130,6 +169,10 @@ pub(crate) fn decide(context: &Context, needs: &Needs) -> Result<Place, Failure>
 
 /// Runs this very command line in the lab: the exit code. The lab has no network, so images are in the store before.
 pub(crate) fn go(context: &Context, needs: &Needs, reason: String) -> Result<u8, Failure> {
+    let cwd = env::current_dir().map_err(|e| Failure::new(needs.code, e))?;
+    if let Some(folder) = needs.unshared(&cwd) {
+        return Err(Failure::new(needs.code, PlaceError::Lost { reason, folder }));
+    }
     note(&format!("{reason}: working in the lab, on emulated hardware"));
     let settings = settings(context);
     lab::start(&settings, &mut |step| note(step))
@@ -183,7 +226,7 @@ fn in_the_running_lab(context: &Context, stdin: bool, files: Vec<PathBuf>) -> Re
     }
     let all = [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
     let terminal = stdin && all == [true; 3];
-    let needs = Needs { kvm: false, cgroups: true, code: Code::Failed, stdin, terminal, files };
+    let needs = Needs { kvm: false, cgroups: true, code: Code::Failed, stdin, terminal, files, results: Vec::new() };
     in_lab(context, &places, words(context), &needs).map(Some)
 }
 
@@ -272,5 +315,22 @@ pub(crate) fn settings(context: &Context) -> Settings {
         search: environment::search_path(),
         memory_mib: None,
         idle: lab::IDLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_that_would_stay_in_the_lab_is_found() {
+        let unshared = |files: &[&str], cwd: &str| {
+            let needs = Needs { results: files.iter().map(PathBuf::from).collect(), ..Needs::of_fork() };
+            needs.unshared(Path::new(cwd))
+        };
+        assert_eq!(unshared(&["/srv/a.json", "/tmp/b.html"], "/srv"), Some("/tmp".into()));
+        assert_eq!(unshared(&["a.json"], "/tmp"), Some("/tmp".into()));
+        assert_eq!(unshared(&["/tmp/results/a.json", "b.html", "/c", "/dev/stdout", "/proc/self/fd/1"], "/srv"), None);
+        assert_eq!(unshared(&[], "/tmp"), None);
     }
 }
