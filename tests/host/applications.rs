@@ -10,7 +10,7 @@ use crate::debian::{duplex, must, programs_layout, root};
 use crate::runner::{Case, Need, Verdict};
 
 const BUILD_NEEDS: &[Need] = &[Need::Outside, Need::Root, Need::Program("mmdebstrap"), Need::Program("umoci")];
-const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2];
+const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Store];
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "applications::an_image_is_built_and_loaded", needs: BUILD_NEEDS, run: an_image_is_built_and_loaded },

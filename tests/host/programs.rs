@@ -14,8 +14,16 @@ use crate::neighbour::{ask_tcp, free_port};
 use crate::runner::{Case, Need, Verdict};
 use crate::volumes::{kill, monitor_of};
 
-const NEEDS: &[Need] =
-    &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone, Need::Program("mke2fs"), Need::Program("passt")];
+const NEEDS: &[Need] = &[
+    Need::Host,
+    Need::Root,
+    Need::Kvm,
+    Need::CgroupV2,
+    Need::Alone,
+    Need::Store,
+    Need::Program("mke2fs"),
+    Need::Program("passt"),
+];
 const BUILD_NEEDS: &[Need] = &[Need::Outside, Need::Root, Need::Program("mmdebstrap"), Need::Program("umoci")];
 const BOTH: [&str; 2] = ["container", "microvm"];
 

@@ -11,7 +11,7 @@ pub(crate) const CASES: &[Case] = &[
 fn parts_are_the_whole() -> Verdict {
     const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
     let case = |(at, name): (usize, &&'static str)| {
-        let needs: &[Need] = if at % 3 == 0 { &[Need::Alone] } else { &[] };
+        let needs: &[Need] = [&[Need::Alone], &[Need::Root, Need::Store][..], &[]][at % 3];
         Case { name, needs, run: || Ok(()) }
     };
     let cases: Vec<Case> = NAMES.iter().enumerate().map(case).collect();
@@ -20,6 +20,8 @@ fn parts_are_the_whole() -> Verdict {
         let mut names: Vec<&str> = (1..=of).flat_map(part).map(|case| case.name).collect();
         names.sort_unstable();
         assert_eq!(names, NAMES, "{of} parts");
+        let stored = |case: &Case| case.needs.contains(&Need::Store);
+        assert!((2..=of).all(|number| !part(number).iter().any(stored)), "{of} parts: one lab has the store");
     }
     for text in ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3"] {
         assert!(Part::parse(text).is_none(), "{text}");

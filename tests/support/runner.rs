@@ -21,8 +21,8 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    fn is_alone(&self) -> bool {
-        self.needs.iter().any(|need| matches!(need, Need::Alone))
+    fn has(&self, need: &Need) -> bool {
+        self.needs.contains(need)
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) use cases_with;
 pub(crate) struct Skip(pub(crate) String);
 
 /// Something that a case cannot run without.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code, reason = "a vocabulary: a need may have no case for a while")]
 pub(crate) enum Need {
     /// A host that runs sandboxes: `DUPLEX_TEST_HOST=1`, set in the lab.
@@ -57,6 +57,8 @@ pub(crate) enum Need {
     CgroupV2,
     /// Nobody else: the case counts what is on the host. It runs after the others, by itself.
     Alone,
+    /// The tests' own store below `target/`, with its volumes: labs share the checkout, so one of them has all these cases.
+    Store,
     /// User id 0.
     Root,
     /// A program in `PATH` (or in the `sbin` folders).
@@ -116,7 +118,7 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
         }
     }));
     println!("\nrunning {} cases", cases.len());
-    let (alone, together): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.is_alone());
+    let (alone, together): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.has(&Need::Alone));
     let tally = Mutex::new(Tally::default());
     run_all(&together, options.threads, &tally);
     run_all(&alone, 1, &tally);
@@ -132,7 +134,7 @@ pub(crate) fn main(modules: &[&[Case]]) -> ExitCode {
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One part of the cases: each part's take turns, so that long ones of a module are shared.
+/// One part of the cases.
 pub(crate) struct Part {
     number: usize,
     of: usize,
@@ -146,11 +148,23 @@ impl Part {
         (1..=part.of).contains(&part.number).then_some(part)
     }
 
-    /// Its share of these cases. Those that run by themselves are shared on their own: they are the long ones.
+    /// Its share of these cases: the first part's are all with the store. The others go where least is, those that run by themselves first, as
+    /// they are the long ones.
     pub(crate) fn of(&self, cases: &[Case]) -> Vec<Case> {
-        let (alone, together): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.is_alone());
-        let mine = |cases: Vec<Case>| cases.into_iter().skip(self.number - 1).step_by(self.of);
-        mine(together).chain(mine(alone)).collect()
+        let (stored, others): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.has(&Need::Store));
+        let (alone, together): (Vec<Case>, Vec<Case>) = others.iter().partition(|case| case.has(&Need::Alone));
+        let mut loads = vec![0; self.of];
+        // Programs of Debian's are started in them.
+        loads[0] = 4 * stored.len();
+        let mut mine = if self.number == 1 { stored } else { Vec::new() };
+        for (case, weight) in alone.into_iter().map(|c| (c, 3)).chain(together.into_iter().map(|c| (c, 1))) {
+            let least = (0..self.of).min_by_key(|part| loads[*part]).unwrap_or(0);
+            loads[least] += weight;
+            if least + 1 == self.number {
+                mine.push(case);
+            }
+        }
+        mine
     }
 }
 
