@@ -38,6 +38,8 @@ mod share;
 
 #[path = "host/applications.rs"]
 mod applications;
+#[path = "host/arms.rs"]
+mod arms;
 #[path = "host/bad_ends.rs"]
 mod bad_ends;
 #[path = "host/bad_input.rs"]
@@ -100,6 +102,7 @@ mod walls;
 /// The modules' cases. A new module adds its line here.
 const ALL: &[&[runner::Case]] = &[
     applications::CASES,
+    arms::CASES,
     bad_ends::CASES,
     bad_input::CASES,
     binds::CASES,

@@ -87,6 +87,19 @@ pub(super) fn search_path() -> Vec<PathBuf> {
     env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
 }
 
+/// The parent of this process is this very program, and does this verb.
+pub(super) fn called_by(verb: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Some(parent) = rustix::process::getppid() else { return false };
+    let file = |exe: String| std::fs::metadata(exe).ok().map(|file| (file.dev(), file.ino()));
+    let folder = format!("/proc/{}", parent.as_raw_nonzero());
+    let itself = file(format!("{folder}/exe"));
+    let words = std::fs::read(format!("{folder}/cmdline")).unwrap_or_default();
+    itself.is_some()
+        && itself == file("/proc/self/exe".to_owned())
+        && words.split(|byte| *byte == 0).skip(1).any(|word| word == verb.as_bytes())
+}
+
 /// Path of the running program.
 pub(super) fn program() -> std::io::Result<PathBuf> {
     env::current_exe()

@@ -207,7 +207,7 @@ fn keep(tell: &mut dyn FnMut(&Word)) -> Result<(), Box<dyn std::error::Error + S
         // By its digest: the name may mean another image by now.
         let image = store.resolve(&spec.image.to_string().parse::<Reference>()?)?;
         let lease = store.hold(&image)?;
-        Ok((engine::backend(&orders.installation, spec.isolation, &image), lease))
+        Ok((engine::backend(&orders.installation, &spec, &image), lease))
     };
     let (backend, _lease) = match prepared() {
         Ok(prepared) => prepared,

@@ -169,6 +169,12 @@ pub(super) enum MeaningError {
         "Option --net host is for containers: a microVM's kernel has a network of its own; publish its ports with -p"
     )]
     HostNetwork,
+    /// A runtime for what is no container.
+    #[error("Option --runtime is for containers")]
+    Runtime,
+    /// A network of its own for a process that has nothing of its own.
+    #[error("A plain process has the host's network: say --net host")]
+    ProcessNetwork,
     /// A terminal was asked for and there is none to connect.
     #[error("Standard input is not a terminal, and -i -t connects it to one: leave out -t")]
     NotATerminal,
@@ -240,6 +246,7 @@ pub(super) fn sandbox(
         devices: rates::devices(&args.rates),
         read_only: args.read_only,
         init: args.init,
+        runtime: args.runtime.clone(),
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
         cold: args.cold,
@@ -265,7 +272,13 @@ fn sysctls(args: &RunArgs) -> Result<Vec<Sysctl>, ResourceError> {
 }
 
 fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {
-    if args.isolation == Isolation::Container {
+    if args.runtime.is_some() && args.isolation != Isolation::Container {
+        return Err(MeaningError::Runtime);
+    }
+    if args.isolation == Isolation::Process && args.net.mode != NetworkMode::Host {
+        return Err(MeaningError::ProcessNetwork);
+    }
+    if args.isolation != Isolation::MicroVm {
         if args.kernel.is_some() {
             return Err(MeaningError::MicroVmOnly("--kernel"));
         }

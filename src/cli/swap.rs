@@ -12,7 +12,7 @@ pub(crate) fn remark(limits: &Limits, isolation: Isolation) {
         Isolation::MicroVm if allows && limits.swap != MemorySwap::AsMuchAgain => {
             note("a microVM has no swap, neither inside nor on this host: --memory-swap changes nothing");
         }
-        Isolation::Container if !Cgroup::counts_swap() => {
+        Isolation::Container | Isolation::Process if !Cgroup::counts_swap() => {
             note(
                 "this host's kernel does not limit swap (it was built without, or booted with swapaccount=0): memory is limited alone",
             );

@@ -1,5 +1,7 @@
 //! Proof that an arm is what it says: an own kernel or the host's, and the limits in force. An arm without the proof is refused.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Arm, Plan};
@@ -8,6 +10,9 @@ use crate::spec::{Isolation, MIB};
 /// The files that a sandbox shows of itself for the proof, and what [`Evidence::from_inside`] reads.
 pub(super) const INSIDE: [&str; 4] =
     ["/proc/sys/kernel/random/boot_id", "/proc/self/status", "/proc/meminfo", "/proc/cpuinfo"];
+
+/// Kinds of namespaces that a container has of its own and a plain process has not, with whatever network.
+pub(super) const NAMESPACES: [&str; 4] = ["pid", "net", "uts", "ipc"];
 
 /// What was seen of one sandbox. What could not be seen is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +35,10 @@ pub struct Evidence {
     pub effective: Option<u64>,
     /// It gains no privileges (`NoNewPrivs`).
     pub no_new_privileges: Option<bool>,
+    /// Which of [`NAMESPACES`] are the host's.
+    pub shared: Option<Vec<String>>,
+    /// Its root directory, as the host calls it.
+    pub root: Option<PathBuf>,
 }
 
 impl Evidence {
@@ -51,6 +60,8 @@ impl Evidence {
             seccomp: value("Seccomp").and_then(|v| v.parse().ok()),
             effective: value("CapEff").and_then(|v| u64::from_str_radix(&v, 16).ok()),
             no_new_privileges: value("NoNewPrivs").map(|v| v == "1"),
+            shared: None,
+            root: None,
         }
     }
 
@@ -63,6 +74,11 @@ impl Evidence {
         });
         self
     }
+}
+
+/// Names in a list, or that there are none.
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// One proof.
@@ -95,6 +111,14 @@ pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Ev
     let host = host_boot_id.trim().to_owned();
     let memory = plan.memory.0;
     let cpus = u64::from(plan.cpus.0);
+    let limits = || {
+        let near = |limit: &u64, least: u64| limit.abs_diff(memory) < least;
+        [
+            control("memory limit", format!("{memory} bytes"), evidence.memory_max, |max| near(max, 64 << 10)),
+            control("processor limit", format!("{cpus} thousandths"), evidence.cpu_max, |max| max.abs_diff(cpus) <= 1),
+        ]
+    };
+    let shared = evidence.shared.as_deref().map(listed);
     match arm.isolation {
         Isolation::MicroVm => vec![
             control("own kernel", format!("a boot id that is not {host}"), boot_id, |id| *id != host),
@@ -107,13 +131,9 @@ pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Ev
             let mut proofs = vec![
                 control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
                 control("own process ids", "process 1".to_owned(), evidence.pid, |pid| *pid == 1),
-                control("memory limit", format!("{memory} bytes"), evidence.memory_max, |max| {
-                    max.abs_diff(memory) < 64 << 10
-                }),
-                control("processor limit", format!("{cpus} thousandths"), evidence.cpu_max, |max| {
-                    max.abs_diff(cpus) <= 1
-                }),
+                control("host's namespaces", "none".to_owned(), shared, |names| names == "none"),
             ];
+            proofs.extend(limits());
             if arm.hardened {
                 proofs
                     .push(control("system calls", "mode 2, a filter".to_owned(), evidence.seccomp, |mode| *mode == 2));
@@ -121,6 +141,18 @@ pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Ev
                 let gains = evidence.no_new_privileges;
                 proofs.push(control("no new privileges", "true".to_owned(), gains, |none| *none));
             }
+            proofs
+        }
+        Isolation::Process => {
+            let all = NAMESPACES.map(str::to_owned);
+            let root = evidence.root.as_deref().map(Path::display);
+            let mut proofs = vec![
+                control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
+                control("host's namespaces", listed(&all), shared, |names| *names == listed(&all)),
+                control("own root directory", "not /".to_owned(), root, |root| root.to_string() != "/"),
+                control("system calls", "mode 0, no filter".to_owned(), evidence.seccomp, |mode| *mode == 0),
+            ];
+            proofs.extend(limits());
             proofs
         }
     }
@@ -147,8 +179,13 @@ pub(super) mod tests {
         controls(&arm, &plan(), BOOT_ID, evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
     }
 
+    /// As a container: with namespaces of its own.
+    fn apart(text: &str) -> Evidence {
+        Evidence { shared: Some(Vec::new()), root: Some("/".into()), ..Evidence::from_inside(text) }
+    }
+
     fn arm(isolation: Isolation) -> Arm {
-        Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false, hardened: false }
+        Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false, hardened: false, runtime: None }
     }
 
     #[test]
@@ -165,7 +202,7 @@ pub(super) mod tests {
     fn a_hardened_container_has_no_rights() {
         let arm = Arm { hardened: true, ..arm(Isolation::Container) };
         let failed = |text: &str| {
-            let evidence = Evidence::from_inside(text).with_limits(Some("536870912"), Some("100000 100000"));
+            let evidence = apart(text).with_limits(Some("536870912"), Some("100000 100000"));
             let failed = controls(&arm, &plan(), BOOT_ID, &evidence).into_iter().filter(|c| !c.passed);
             failed.map(|c| c.name).collect::<Vec<_>>()
         };
@@ -179,12 +216,38 @@ pub(super) mod tests {
 
     #[test]
     fn a_container_has_the_hosts_kernel_own_pids_and_limits() {
-        let inside = Evidence::from_inside(&text(BOOT_ID, 1, 24_000_000));
+        let inside = apart(&text(BOOT_ID, 1, 24_000_000));
         let good = inside.clone().with_limits(Some("536870912\n"), Some("100000 100000\n"));
         assert_eq!(failed(Isolation::Container, &good), [""; 0]);
         let unlimited = inside.with_limits(Some("max\n"), Some("max 100000\n"));
         assert_eq!(failed(Isolation::Container, &unlimited), ["memory limit", "processor limit"]);
-        let host = Evidence::from_inside(&text(BOOT_ID, 4711, 1)).with_limits(Some("536870912"), Some("50000 50000"));
+        let host = apart(&text(BOOT_ID, 4711, 1)).with_limits(Some("536870912"), Some("50000 50000"));
         assert_eq!(failed(Isolation::Container, &host), ["own process ids"]);
+        let shared =
+            |names: &[&str]| Evidence { shared: Some(names.iter().map(|n| (*n).to_owned()).collect()), ..good.clone() };
+        assert_eq!(failed(Isolation::Container, &shared(&["net"])), ["host's namespaces"]);
+    }
+
+    #[test]
+    fn a_plain_process_has_nothing_of_its_own_but_root_directory_and_limits() {
+        let inside = text(BOOT_ID, 4711, 24_000_000).replace("Seccomp:\t2", "Seccomp:\t0");
+        let evidence = |kinds: &[&str], root: &str| {
+            let shared = Some(kinds.iter().map(|kind| (*kind).to_owned()).collect());
+            let inside = Evidence { shared, root: Some(root.into()), ..Evidence::from_inside(&inside) };
+            inside.with_limits(Some("536870912\n"), Some("100000 100000\n"))
+        };
+        assert_eq!(failed(Isolation::Process, &evidence(&NAMESPACES, "/run/image")), [""; 0]);
+        assert_eq!(failed(Isolation::Process, &evidence(&NAMESPACES, "/")), ["own root directory"]);
+        assert_eq!(failed(Isolation::Process, &evidence(&["pid", "net", "uts"], "/x")), ["host's namespaces"]);
+        let blind = failed(Isolation::Process, &Evidence::default());
+        let all = [
+            "host's kernel",
+            "host's namespaces",
+            "own root directory",
+            "system calls",
+            "memory limit",
+            "processor limit",
+        ];
+        assert_eq!(blind, all, "what is not seen is not proved");
     }
 }

@@ -379,6 +379,20 @@ fn unequal(plan: &Plan) -> Vec<String> {
     if plan.arms.iter().any(|a| a.kernel.is_some()) {
         found.push("The arms boot different guest kernels.".to_owned());
     }
+    if let Some(arm) = plan.arms.iter().find(|a| a.isolation == Isolation::Process) {
+        found.push(format!(
+            "Arm '{}' ISOLATES NOTHING: it is the command on this host, with its processes, network, devices and, as root, \
+            all rights; only its root directory is the image's, and its limits are those of the other arms.",
+            arm.name
+        ));
+    }
+    if plan.arms.iter().any(|a| a.runtime.is_some()) {
+        found.push(
+            "An outside runtime is started as a program, twice for each run; ours is part of the process that keeps the \
+            container."
+                .to_owned(),
+        );
+    }
     if plan.arms.iter().any(|a| a.read_only) && plan.arms.iter().any(|a| !a.read_only) {
         found.push("Some arms refuse writes to the root file system.".to_owned());
     }

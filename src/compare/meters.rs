@@ -100,6 +100,21 @@ impl Meter {
             .map(|path| sandbox_of(&path).unwrap_or(path))
     }
 
+    /// Which of these kinds of namespaces the sandbox below `root` shares with this process, and the root directory of its first process here:
+    /// the links below `/proc/PID` (namespaces(7), proc(5)).
+    pub(super) fn shared(&self, root: u32, kinds: &[&str]) -> Option<(Vec<String>, PathBuf)> {
+        let sandbox = self.sandbox_cgroup(root)?;
+        let first = self.family(root).into_iter().find(|pid| self.cgroup_of(*pid).as_ref() == Some(&sandbox))?;
+        let link = |of: &str, kind: &str| fs::read_link(self.proc.join(of).join("ns").join(kind)).ok();
+        let (first, mut shared) = (first.to_string(), Vec::new());
+        for kind in kinds {
+            if link(&first, kind)? == link("self", kind)? {
+                shared.push((*kind).to_owned());
+            }
+        }
+        Some((shared, fs::read_link(self.proc.join(first).join("root")).ok()?))
+    }
+
     fn cgroup_of(&self, pid: u32) -> Option<PathBuf> {
         let text = fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))).ok()?;
         let path = text.lines().find_map(|l| l.strip_prefix("0::/"))?;
@@ -176,6 +191,28 @@ mod tests {
         assert_eq!(meter.available(), None);
         fs::write(dir.path().join("proc/meminfo"), "MemTotal:  4096 kB\nMemAvailable:    3072 kB\n").unwrap();
         assert_eq!(meter.available(), Some(3 << 20));
+    }
+
+    #[test]
+    fn namespaces_are_the_hosts_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        process(dir.path(), 10, "11", "user", 1, 0);
+        process(dir.path(), 11, "", "duplex/0123456789ab/payload", 1, 0);
+        let link = |of: &str, name: &str, to: &str| {
+            let path = dir.path().join("proc").join(of).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(to, path).unwrap();
+        };
+        for (kind, of_first, ours) in [("pid", "pid:[2]", "pid:[1]"), ("net", "net:[7]", "net:[7]")] {
+            link("11", &format!("ns/{kind}"), of_first);
+            link("self", &format!("ns/{kind}"), ours);
+        }
+        link("11", "root", "/run/image");
+        let meter = Meter { proc: dir.path().join("proc"), cgroup: dir.path().join("cgroup") };
+        assert_eq!(meter.shared(10, &["pid", "net"]), Some((vec!["net".to_owned()], "/run/image".into())));
+        assert_eq!(meter.shared(10, &["pid", "uts"]), None, "what is not seen is not proved");
+        assert_eq!(meter.shared(11, &["pid"]).unwrap().0, [""; 0]);
+        assert_eq!(meter.shared(4711, &["pid"]), None);
     }
 
     #[test]

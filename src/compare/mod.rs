@@ -41,7 +41,7 @@ pub use drive::{CompareError, Given, Step, compare};
 pub use facts::{HostFacts, host_facts};
 pub use measures::Measured;
 pub use meters::MemorySample;
-pub use plan::{Arm, ArmError, Plan, Until, arms};
+pub use plan::{Arm, ArmError, Plan, Until, arms, find_runtimes};
 pub use probes::{Probe, ProbesError, Reached};
 pub use record::{ArmRecord, Build, Comparison, Ended, MemoryRun, Record, Run, SCHEMA, Summary};
 pub use report::{ReportError, report};

@@ -1,6 +1,7 @@
 //! What is compared: arms, image, command, limits, rounds.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,7 +29,16 @@ pub struct Arm {
     /// Without capabilities and new privileges, with fewer system calls and rights to files (container only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hardened: bool,
+    /// Another OCI runtime than the built-in one, by its program (container only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<PathBuf>,
 }
+
+/// OCI runtimes that need no path: programs of the search path.
+const RUNTIMES: [&str; 4] = ["crun", "runc", "runsc", "youki"];
+
+/// What comes before the path of another.
+const BY_PATH: &str = "runtime:";
 
 /// What is short for `container,hardened`.
 const HARDENED: &str = "container-hardened";
@@ -38,8 +48,9 @@ const HARDENED: &str = "container-hardened";
 pub enum ArmError {
     /// The isolation is unknown.
     #[error(
-        "Arm '{0}' names none of 'microvm', 'container' and 'container-hardened': write \
-        [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]"
+        "Arm '{0}' names none of 'microvm', 'container', 'container-hardened', 'process', {runtimes} and \
+        'runtime:/PATH': write [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]",
+        runtimes = RUNTIMES.map(|name| format!("'{name}'")).join(", ")
     )]
     Isolation(String),
     /// A setting is unknown.
@@ -56,6 +67,33 @@ pub enum ArmError {
     /// A machine that is to be hardened as a container is.
     #[error("Arm '{0}' is a microVM, and hardened is for containers: leave it out")]
     Hardened(String),
+    /// A plain process with a setting.
+    #[error("Arm '{0}' is a plain process, which has no settings: it isolates nothing")]
+    Process(String),
+    /// A runtime that is not ours, and what only ours does.
+    #[error("Arm '{0}' runs by an outside runtime, which does not confine files: leave out hardened")]
+    Outside(String),
+    /// A runtime by a path that depends on the folder.
+    #[error("Arm '{0}' names its runtime by a path that is not absolute: write runtime:/PATH")]
+    Relative(String),
+    /// A runtime that is not there.
+    #[error(
+        "Arm '{arm}' needs the OCI runtime '{program}', which is no program in PATH: install it, or name it by its path with --arm {arm}=runtime:/PATH"
+    )]
+    NoRuntime {
+        /// The arm.
+        arm: String,
+        /// The program.
+        program: String,
+    },
+    /// A runtime by a path where no program is.
+    #[error("Arm '{arm}' needs the OCI runtime {}, which is no program", path.display())]
+    NoProgram {
+        /// The arm.
+        arm: String,
+        /// Its path.
+        path: PathBuf,
+    },
     /// Not a name.
     #[error("Name '{0}' of an arm is not 1 to 20 letters, digits, '_', '.' and '-'")]
     Name(String),
@@ -73,14 +111,29 @@ impl FromStr for Arm {
     fn from_str(text: &str) -> Result<Self, ArmError> {
         let mut parts = text.split(',');
         let head = parts.next().unwrap_or_default();
-        let (name, isolation) = head.split_once('=').unwrap_or((head, head));
-        let (isolation, hardened) = if isolation == HARDENED { ("container", true) } else { (isolation, false) };
+        let runtime = |isolation: &str| match isolation.strip_prefix(BY_PATH) {
+            Some(path) => Some(PathBuf::from(path)),
+            None => RUNTIMES.contains(&isolation).then(|| isolation.into()),
+        };
+        // By its path it is named as its file.
+        let unnamed = || (head.strip_prefix(BY_PATH).and_then(|path| path.rsplit('/').next()).unwrap_or(head), head);
+        let (name, isolation) = head.split_once('=').unwrap_or_else(unnamed);
+        let runtime = runtime(isolation);
+        if runtime.as_ref().is_some_and(|program| isolation.starts_with(BY_PATH) && !program.is_absolute()) {
+            return Err(ArmError::Relative(text.to_owned()));
+        }
+        let (isolation, hardened) = match isolation {
+            HARDENED => ("container", true),
+            _ if runtime.is_some() => ("container", false),
+            other => (other, false),
+        };
         let isolation = isolation.parse().map_err(|_| ArmError::Isolation(text.to_owned()))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if !(1..=20).contains(&name.len()) || !name.chars().all(plain) {
             return Err(ArmError::Name(name.to_owned()));
         }
-        let mut arm = Self { name: name.to_owned(), isolation, kernel: None, read_only: false, cold: false, hardened };
+        let name = name.to_owned();
+        let mut arm = Self { name, isolation, kernel: None, read_only: false, cold: false, hardened, runtime };
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
                 ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
@@ -89,6 +142,12 @@ impl FromStr for Arm {
                 ("hardened", "") => arm.hardened = true,
                 _ => return Err(ArmError::Setting { arm: text.to_owned(), setting: part.to_owned() }),
             }
+        }
+        if arm.isolation == Isolation::Process && text.contains(',') {
+            return Err(ArmError::Process(text.to_owned()));
+        }
+        if arm.runtime.is_some() && arm.hardened {
+            return Err(ArmError::Outside(text.to_owned()));
         }
         if arm.isolation == Isolation::Container && (arm.kernel.is_some() || arm.cold) {
             return Err(ArmError::Kernel(text.to_owned()));
@@ -116,6 +175,28 @@ pub fn arms(texts: &[String]) -> Result<Vec<Arm>, ArmError> {
         arms.push(arm);
     }
     Ok(arms)
+}
+
+/// Finds the outside runtimes of these arms: those without a path in these folders.
+pub fn find_runtimes(arms: &mut [Arm], search: &[PathBuf]) -> Result<(), ArmError> {
+    for arm in arms {
+        let Some(program) = &arm.runtime else { continue };
+        if program.is_absolute() {
+            if !is_program(program) {
+                return Err(ArmError::NoProgram { arm: arm.name.clone(), path: program.clone() });
+            }
+            continue;
+        }
+        let found =
+            search.iter().map(|folder| folder.join(program)).find(|path| path.is_absolute() && is_program(path));
+        let missing = || ArmError::NoRuntime { arm: arm.name.clone(), program: program.display().to_string() };
+        arm.runtime = Some(found.ok_or_else(missing)?);
+    }
+    Ok(())
+}
+
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
 /// Goes on until the intervals are narrow or the time is over.
@@ -178,6 +259,7 @@ mod tests {
             read_only: false,
             cold: false,
             hardened: false,
+            runtime: None,
         };
         assert_eq!("microvm".parse(), Ok(arm("microvm", Isolation::MicroVm)));
         assert_eq!("a=container".parse(), Ok(arm("a", Isolation::Container)));
@@ -187,6 +269,13 @@ mod tests {
         assert_eq!("container-hardened".parse(), Ok(hardened("container-hardened")));
         assert_eq!("a=container-hardened".parse(), Ok(hardened("a")));
         assert_eq!("b=container,hardened".parse(), Ok(hardened("b")));
+        assert_eq!("process".parse(), Ok(arm("process", Isolation::Process)));
+        let outside =
+            |name: &str, program: &str| Arm { runtime: Some(program.into()), ..arm(name, Isolation::Container) };
+        assert_eq!("runsc".parse(), Ok(outside("runsc", "runsc")));
+        assert_eq!("a=crun,read-only".parse(), Ok(Arm { read_only: true, ..outside("a", "crun") }));
+        assert_eq!("runtime:/opt/it".parse(), Ok(outside("it", "/opt/it")));
+        assert_eq!("b=runtime:/opt/it".parse(), Ok(outside("b", "/opt/it")));
         assert_eq!(
             arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
             ["container", "microvm", "cold"]
@@ -202,7 +291,32 @@ mod tests {
         assert_eq!(parse(&["a=container,kernel=/k", "microvm"]), ArmError::Kernel("a=container,kernel=/k".into()));
         assert_eq!(parse(&["microvm,hardened", "container"]), ArmError::Hardened("microvm,hardened".into()));
         assert_eq!(parse(&["a b=microvm", "microvm"]), ArmError::Name("a b".into()));
+        assert_eq!(parse(&["process,cold", "microvm"]), ArmError::Process("process,cold".into()));
+        assert_eq!(parse(&["crun,hardened", "microvm"]), ArmError::Outside("crun,hardened".into()));
+        assert_eq!(parse(&["crun,cold", "microvm"]), ArmError::Kernel("crun,cold".into()));
+        assert_eq!(parse(&["runtime:it", "microvm"]), ArmError::Relative("runtime:it".into()));
         let unknown = ArmError::Setting { arm: "microvm,memory=1g".into(), setting: "memory=1g".into() };
         assert_eq!(parse(&["microvm,memory=1g", "container"]), unknown, "limits are the same for all arms");
+    }
+
+    #[test]
+    fn runtimes_are_programs_that_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let find = |text: &str| {
+            let mut arms = [text.parse::<Arm>().unwrap()];
+            find_runtimes(&mut arms, &["".into(), dir.path().join("none"), dir.path().to_owned()])?;
+            Ok(arms[0].runtime.clone())
+        };
+        let missing = || ArmError::NoRuntime { arm: "a".into(), program: "runsc".into() };
+        assert!(missing().to_string().contains("--arm a=runtime:/PATH"), "{}", missing());
+        assert_eq!(find("a=runsc"), Err(missing()));
+        let program = dir.path().join("runsc");
+        std::fs::write(&program, "").unwrap();
+        assert_eq!(find("a=runsc"), Err(missing()), "a file that nobody may execute");
+        let by_path = format!("runtime:{}", program.display());
+        assert_eq!(find(&by_path), Err(ArmError::NoProgram { arm: "runsc".into(), path: program.clone() }));
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!((find("a=runsc"), find(&by_path)), (Ok(Some(program.clone())), Ok(Some(program))));
+        assert_eq!(find("container"), Ok(None));
     }
 }

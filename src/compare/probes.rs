@@ -208,7 +208,9 @@ fn refusal(number: &str) -> String {
 fn let_through(name: &str, isolation: Isolation) -> Reached {
     let reach = STEPS.iter().find(|step| step.0 == name).map(|step| step.2);
     match (reach, isolation) {
-        (Some(Own), _) | (Some(Kernel), Isolation::MicroVm) => Reached::Contained,
+        (Some(Own), Isolation::MicroVm | Isolation::Container) | (Some(Kernel), Isolation::MicroVm) => {
+            Reached::Contained
+        }
         _ => Reached::Reachable,
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::control::{Evidence, INSIDE};
+use super::control::{Evidence, INSIDE, NAMESPACES};
 use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
@@ -106,8 +106,13 @@ impl Spawner {
     fn command_on(&self, arm: &Arm, network: &str, options: &[&str], image: &str, words: &[String]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.everywhere).args(["run", "--rm", "--no-lab", "--pull", "never"]);
+        // A plain process has the host's network, whatever others have.
+        let network = if arm.isolation == Isolation::Process { "host" } else { network };
         command.args(["--hostname", "duplex", "--net", network]);
         command.arg("--isolation").arg(arm.isolation.to_string());
+        if let Some(runtime) = &arm.runtime {
+            command.arg("--runtime").arg(runtime);
+        }
         // No swap on either side: a guest has none.
         let memory = self.plan.memory.0.to_string();
         command.args(["--memory", &memory, "--memory-swap", &memory]).arg("--cpus").arg(self.plan.cpus.to_string());
@@ -304,7 +309,10 @@ impl Runner for Spawner {
         let (child, stdin) = self.waiting(arm)?;
         let meter = Meter::default();
         let file = |name| meter.sandbox_file(child.id(), name);
-        let evidence = inside.with_limits(file("memory.max").as_deref(), file("cpu.max").as_deref());
+        let mut evidence = inside.with_limits(file("memory.max").as_deref(), file("cpu.max").as_deref());
+        if let Some((shared, root)) = meter.shared(child.id(), &NAMESPACES) {
+            (evidence.shared, evidence.root) = (Some(shared), Some(root));
+        }
         self.end_waiting(child, stdin)?;
         Ok(evidence)
     }

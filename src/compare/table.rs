@@ -13,7 +13,7 @@ use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
 use super::words::{
     LAB, bytes, command, known, memory_label, milliseconds, nanoseconds, phase_label, probes_in_words, sentence, times,
-    why_so_many,
+    warning, why_so_many,
 };
 use crate::spec::Phase;
 
@@ -123,6 +123,9 @@ fn head(record: &Record) -> String {
     };
     if record.host.lab {
         say(LAB, "");
+    }
+    if let Some(warning) = warning(record) {
+        say(&warning, "");
     }
     let command = command(record, 60);
     say(&format!("Image    {} ({}): {command}", record.image.reference, record.image.digest.short()), "         ");

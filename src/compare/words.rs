@@ -2,10 +2,22 @@
 
 use super::record::{ArmRecord, Ended, Record, Rounds};
 use super::verdict::{LEAST_ROUNDS, Verdict};
-use crate::spec::Phase;
+use crate::spec::{Isolation, Phase};
 
 /// What a result that was made in the lab says first.
 pub(super) const LAB: &str = "Measured in the lab, on emulated hardware: ratios mean something, absolute times do not.";
+
+/// What is to be said first of arms that isolate nothing, if there are any.
+pub(super) fn warning(record: &Record) -> Option<String> {
+    let plain = record.arms.iter().filter(|arm| arm.arm.isolation == Isolation::Process);
+    let names: Vec<&str> = plain.map(|arm| arm.arm.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} isolates nothing, and is here to show what walls cost: run nothing so that is not trusted.",
+            names.join(", ")
+        )
+    })
+}
 
 /// The command that the arms ran, cut to so many characters.
 pub(super) fn command(record: &Record, most: usize) -> String {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,10 +20,11 @@ use super::external::{self, External, ExternalError};
 use super::inside::{Inside, InsideError};
 use super::mounts::{self, MountError};
 use super::orders::{NetworkSource, Orders, Report, Request, WireError, causes, receive, receive_orders, send};
+use super::plain::{self, PlainError};
 use super::rootfs::{self, RootfsError};
 use super::seccomp::file::ProfileError;
 use super::walls::Walls;
-use crate::spec::TerminalSize;
+use crate::spec::{Isolation, TerminalSize};
 use crate::sys::clock::monotonic_ns;
 
 /// Why container-init failed.
@@ -64,6 +66,8 @@ pub(super) enum ChildError {
     Builtin(#[from] BuiltinError),
     #[error(transparent)]
     External(#[from] ExternalError),
+    #[error(transparent)]
+    Plain(#[from] PlainError),
     #[error("Cannot set the terminal's size")]
     Terminal(#[source] rustix::io::Errno),
     #[error("Cannot watch the container's first process")]
@@ -103,6 +107,9 @@ pub(super) fn take_control() -> Result<OwnedFd, ChildError> {
 
 fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     let (orders, descriptors) = receive_orders(&**control).map_err(ChildError::Orders)?;
+    if orders.spec.isolation == Isolation::Process {
+        return plain::run(control, &orders, sort_descriptors(&orders, descriptors)?);
+    }
     let Descriptors { stdio, network, sources, pieces } = sort_descriptors(&orders, descriptors)?;
     let (namespace, helper) = network.map_or((None, None), |(namespace, helper)| (Some(namespace), Some(helper)));
     enter_namespaces(&orders, namespace.as_ref())?;
@@ -160,14 +167,14 @@ fn create(
 }
 
 /// What comes with the orders.
-struct Descriptors {
-    stdio: [OwnedFd; 3],
+pub(super) struct Descriptors {
+    pub(super) stdio: [OwnedFd; 3],
     /// The network namespace and the process that serves it.
     network: Option<(OwnedFd, OwnedFd)>,
     /// What is mounted beside the image.
     sources: Vec<OwnedFd>,
     /// The image.
-    pieces: Vec<OwnedFd>,
+    pub(super) pieces: Vec<OwnedFd>,
 }
 
 fn sort_descriptors(orders: &Orders, descriptors: Vec<OwnedFd>) -> Result<Descriptors, ChildError> {
@@ -185,7 +192,7 @@ fn sort_descriptors(orders: &Orders, descriptors: Vec<OwnedFd>) -> Result<Descri
 }
 
 /// Our own mount namespace, so that a crash leaves no mounts, and the network namespace, which the container shares.
-fn enter_namespaces(orders: &Orders, network: Option<&OwnedFd>) -> Result<(), ChildError> {
+pub(super) fn enter_namespaces(orders: &Orders, network: Option<&OwnedFd>) -> Result<(), ChildError> {
     let mut flags = CloneFlags::CLONE_NEWNS;
     let new_network = orders.runtime.is_none() && orders.network == NetworkSource::New;
     if new_network {
@@ -225,7 +232,7 @@ fn set_defaults() -> Result<(), ChildError> {
 
 /// From now on, when the keeper's end of the socket closes, this process dies at once, whatever it is doing, and takes along the process that
 /// serves its network.
-fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
+pub(super) fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
     let control = Arc::clone(control);
     let watch = move || {
         loop {
@@ -243,22 +250,14 @@ fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
     let _ = std::thread::Builder::new().name("keeper-watch".into()).stack_size(64 << 10).spawn(watch);
 }
 
-/// Mounts the root, puts into it what every container finds there, and writes the bundle. Returns the command's environment.
+/// Mounts the root and what is beside it, and writes the bundle. Returns the command's environment.
 fn prepare(
     orders: &Orders,
     sources: Vec<OwnedFd>,
     pieces: &[OwnedFd],
     walls: &Walls,
 ) -> Result<Result<Vec<String>, Refusal>, ChildError> {
-    let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
-    let inside = Inside::open(&root)?;
-    for name in ["dev", "proc", "sys"] {
-        inside.make_plain_folder(name)?;
-    }
-    let hostname = format!("{}\n", orders.spec.hostname);
-    for (name, content) in [("hosts", &orders.hosts), ("resolv.conf", &orders.resolv_conf), ("hostname", &hostname)] {
-        inside.replace_file("/etc", name, content)?;
-    }
+    let (root, inside) = mount_root(orders, pieces)?;
     mounts::mount(orders, sources, &inside)?;
     let process = &orders.spec.process;
     inside.make_folders(process.cwd.as_ref())?;
@@ -271,7 +270,21 @@ fn prepare(
     Ok(Ok(environment))
 }
 
-fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {
+/// Mounts the root, with what every container finds there.
+pub(super) fn mount_root(orders: &Orders, pieces: &[OwnedFd]) -> Result<(PathBuf, Inside), ChildError> {
+    let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
+    let inside = Inside::open(&root)?;
+    for name in ["dev", "proc", "sys"] {
+        inside.make_plain_folder(name)?;
+    }
+    let hostname = format!("{}\n", orders.spec.hostname);
+    for (name, content) in [("hosts", &orders.hosts), ("resolv.conf", &orders.resolv_conf), ("hostname", &hostname)] {
+        inside.replace_file("/etc", name, content)?;
+    }
+    Ok((root, inside))
+}
+
+pub(super) fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {
     let read = |path| inside.read(path, MAX_ACCOUNTS_FILE).map(Option::unwrap_or_default);
     let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
     Ok(Identity::resolve(user, Accounts { passwd: &passwd, group: &group }))
@@ -289,7 +302,7 @@ fn write_bundle(
     std::fs::write(folder.join("config.json"), serde_json::to_vec(&config)?)
 }
 
-fn report_created(
+pub(super) fn report_created(
     control: &OwnedFd,
     pid: Pid,
     terminal: Option<&OwnedFd>,
@@ -305,7 +318,7 @@ fn report_created(
     send(control, &Report::Created { at_ns: monotonic_ns() }, &descriptors).map_err(ChildError::Report)
 }
 
-fn wait(pid: Pid) -> Result<Ending, ChildError> {
+pub(super) fn wait(pid: Pid) -> Result<Ending, ChildError> {
     let wait = || rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
     loop {
         let status = wait().map_err(ChildError::Wait)?.map(|(_, status)| status);

@@ -12,6 +12,8 @@
 //!   | <-- Exited ------------------------ | <------ wait ------------------------ ends
 //! ```
 //!
+//! A plain process ([`plain`]) is made by container-init too, without any runtime.
+//!
 //! All mounts are made in container-init's namespace and are gone with it. It kills itself when the keeper's end of the socket closes, and
 //! its death kills the container's first process (PR_SET_PDEATHSIG) and with it the process namespace.
 
@@ -20,6 +22,7 @@ pub mod enter;
 pub mod launch;
 mod mounts;
 pub mod orders;
+mod plain;
 pub mod seccomp;
 
 mod builtin;

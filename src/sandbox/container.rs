@@ -47,6 +47,7 @@ pub struct ContainerBackend {
     store: PathBuf,
     images: Arc<dyn Images>,
     runtime: Option<PathBuf>,
+    isolation: Isolation,
 }
 
 /// Why a container cannot do what it should.
@@ -64,6 +65,8 @@ enum ContainerError {
     Init,
     #[error("An outside runtime does not confine files: leave out --hardened")]
     Hardened,
+    #[error("A plain process has no {0}: it isolates nothing")]
+    Plain(&'static str),
     #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
     Pieces(usize),
     #[error(transparent)]
@@ -110,7 +113,14 @@ impl ContainerBackend {
     /// Containers by the built-in runtime.
     pub fn new(installation: &Installation, images: Arc<dyn Images>) -> Self {
         let (duplex, state) = (installation.duplex.clone(), installation.state.clone());
-        Self { duplex, state, store: installation.store.clone(), images, runtime: None }
+        Self {
+            duplex,
+            state,
+            store: installation.store.clone(),
+            images,
+            runtime: None,
+            isolation: Isolation::Container,
+        }
     }
 
     /// Containers by this OCI runtime program (crun, runc ...) instead, over the same bundle.
@@ -119,13 +129,27 @@ impl ContainerBackend {
         Self { runtime: Some(program.to_owned()), ..self }
     }
 
-    fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
-        if spec.init && self.runtime.is_some() {
+    /// No containers: the command runs on the host, in its image and in the limits of its cgroup, and nothing else is around it
+    /// (`crate::container::plain`). For comparisons; whatever it runs is trusted with the host.
+    #[must_use]
+    pub fn of_plain_processes(self) -> Self {
+        Self { isolation: Isolation::Process, runtime: None, ..self }
+    }
+
+    /// What only the built-in runtime has, and what needs a container at all.
+    fn check(&self, spec: &SandboxSpec) -> Result<(), ContainerError> {
+        if self.runtime.is_some() && spec.init {
             return Err(ContainerError::Init);
         }
-        if spec.security.hardened && self.runtime.is_some() {
+        if self.runtime.is_some() && spec.security.hardened {
             return Err(ContainerError::Hardened);
         }
+        if self.isolation == Isolation::Process { check_plain(spec) } else { Ok(()) }
+    }
+
+    fn make(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<ContainerSandbox, ContainerError> {
+        self.check(spec)?;
+        let plain = self.isolation == Isolation::Process;
         let mut descriptors = self.open_mounts(spec)?;
         descriptors.extend(self.open_pieces(spec)?);
         let (mut briefing, mut network) = network::plan(spec, PASTA)?;
@@ -134,7 +158,7 @@ impl ContainerBackend {
         let slot = Shelf::open(&self.state)?.reserve(spec)?;
         let cgroup = Arc::new(Cgroup::create(&spec.id, &spec.limits)?);
         cgroup.throttle(&spec.devices)?;
-        if self.runtime.is_none() {
+        if self.runtime.is_none() && !plain {
             cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
         }
         network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.state, &mut briefing))?;
@@ -157,6 +181,7 @@ impl ContainerBackend {
         let (streams, ours) = split(stdio, spec.process.terminal.is_some())?;
         let inside = Arc::new(ContainerInside {
             id: spec.id.clone(),
+            plain,
             hostname: spec.hostname.clone(),
             security: spec.security.clone(),
             duplex: self.duplex.clone(),
@@ -226,6 +251,20 @@ impl ContainerBackend {
     }
 }
 
+/// What needs a wall, or a mount beside the image's, is refused: it would not be there.
+fn check_plain(spec: &SandboxSpec) -> Result<(), ContainerError> {
+    let asked = [
+        ("init of its own", spec.init),
+        ("wall", spec.security.hardened),
+        ("read-only root", spec.read_only),
+        ("terminal of its own", spec.process.terminal.is_some()),
+        ("network of its own", spec.network.mode != NetworkMode::Host),
+        ("mounts of its own", !spec.mounts.is_empty() || !spec.tmpfs.is_empty()),
+        ("kernel parameters of its own", !spec.sysctls.is_empty()),
+    ];
+    asked.into_iter().find(|(_, asked)| *asked).map_or(Ok(()), |(what, _)| Err(ContainerError::Plain(what)))
+}
+
 /// The container's network namespace, and the process that serves it.
 fn start_network(network: &mut UserNetwork, spec: &SandboxSpec) -> Result<(OwnedFd, OwnedFd), ContainerError> {
     network.create(spec)?;
@@ -248,7 +287,7 @@ fn split(stdio: Stdio, terminal: bool) -> Result<([OwnedFd; 3], Option<Stdio>), 
 
 impl Backend for ContainerBackend {
     fn isolation(&self) -> Isolation {
-        Isolation::Container
+        self.isolation
     }
 
     fn create(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, SandboxError> {

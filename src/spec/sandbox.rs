@@ -16,6 +16,8 @@ pub enum Isolation {
     MicroVm,
     /// Namespaces and cgroups of the host's kernel.
     Container,
+    /// None: a plain process with a root directory of its own and the limits of a cgroup. An arm of `compare` and nothing else.
+    Process,
 }
 
 impl fmt::Display for Isolation {
@@ -23,6 +25,7 @@ impl fmt::Display for Isolation {
         f.write_str(match self {
             Self::MicroVm => "microvm",
             Self::Container => "container",
+            Self::Process => "process",
         })
     }
 }
@@ -34,6 +37,7 @@ impl FromStr for Isolation {
         match text {
             "microvm" => Ok(Self::MicroVm),
             "container" => Ok(Self::Container),
+            "process" => Ok(Self::Process),
             other => Err(format!("'{other}' is neither 'microvm' nor 'container'")),
         }
     }
@@ -66,6 +70,9 @@ pub struct SandboxSpec {
     /// Its first process is an init of ours, and the command that one's child.
     #[serde(default)]
     pub init: bool,
+    /// The OCI runtime program in the built-in one's place (container only).
+    #[serde(default)]
+    pub runtime: Option<PathBuf>,
     /// Another guest kernel than the one installed (microVM only).
     pub kernel: Option<PathBuf>,
     /// Keep the guest's kernel log in this file (microVM only).
@@ -108,6 +115,7 @@ impl SandboxSpec {
             devices: Vec::new(),
             read_only: false,
             init: false,
+            runtime: None,
             kernel: None,
             kernel_log: None,
             cold: false,

@@ -120,11 +120,23 @@ pub enum Birth {
 /// `EDEADLK` if the caller has more than one thread: locks of the others would stay locked in the copy. Else what clone3(2) says, `ENOMEM` for
 /// one in a process namespace whose first process has ended.
 pub fn give_sibling_birth(cgroup: BorrowedFd<'_>) -> io::Result<Birth> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
-        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
-    }
+    check_alone()?;
     let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
     Ok(clone_into(Some(cgroup), parent, 0)?.map_or(Birth::Child, Birth::Parent))
+}
+
+/// The same, and a child of the caller, who learns of its end.
+///
+/// # Errors
+/// As [`give_sibling_birth`].
+pub fn give_child_birth(cgroup: BorrowedFd<'_>) -> io::Result<Birth> {
+    check_alone()?;
+    Ok(give_birth(Some(cgroup))?.map_or(Birth::Child, Birth::Parent))
+}
+
+fn check_alone() -> io::Result<()> {
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EDEADLK)) }
 }
 
 /// Waits for the end of a child and takes its status.

@@ -139,6 +139,9 @@ pub(crate) struct RunArgs {
     /// Boot the guest kernel, and do not go on from a machine that has booted before (microVM)
     #[arg(long)]
     pub cold: bool,
+    /// The OCI runtime program of an arm of 'compare' (container)
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub runtime: Option<PathBuf>,
     /// Write the moments of the start to this file as JSON
     #[arg(long, value_name = "FILE", hide = true)]
     pub trace: Option<PathBuf>,

@@ -89,6 +89,7 @@ fn plain() -> SandboxSpec {
         kernel_log: None,
         cold: false,
         from: None,
+        runtime: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         devices: Vec::new(),

@@ -10,20 +10,22 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::args::{CompareArgs, Format};
+use crate::cli::environment::search_path;
 use crate::cli::fail::{Code, Failure, failed};
 use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    Against, Application, ArmError, Build, CompareError, Density, Given, Plan, Record, RunnerError, Spawner, Step,
-    Until, against, application, arms, compare as run_plan, fits, host_facts, read, report, summary, table,
+    Against, Application, Arm, ArmError, Build, CompareError, Density, Given, Plan, Record, RunnerError, Spawner, Step,
+    Until, against, application, arms, compare as run_plan, find_runtimes, fits, host_facts, read, report, summary,
+    table,
 };
 use crate::image::{Image, Reference, ResolveError};
 use crate::spec::{Installation, Isolation};
 
 /// Measures the arms against each other.
 pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failure> {
-    let arms = arms(&args.arms).map_err(|e: ArmError| Failure::new(Code::Duplex, e))?;
+    let arms = found_arms(&args.arms)?;
     let earlier = args.baseline.as_deref().map(read_baseline).transpose()?;
     let needs = Needs::of_compare(args, &arms);
     let application = application(&args.workloads).map_err(|e| Failure::new(Code::Duplex, e))?;
@@ -70,6 +72,14 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         Some(against) => Err(Failure::new(Code::Regressed, RegressedError(summary(&against)))),
         None => Ok(Code::Done as u8),
     }
+}
+
+/// The arms, with the programs that they need.
+fn found_arms(texts: &[String]) -> Result<Vec<Arm>, Failure> {
+    let refused = |e: ArmError| Failure::new(Code::Duplex, e);
+    let mut arms = arms(texts).map_err(refused)?;
+    find_runtimes(&mut arms, &search_path()).map_err(refused)?;
+    Ok(arms)
 }
 
 /// The image of an application is not there.
@@ -164,6 +174,9 @@ fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Fai
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let handle = signals.handle();
     std::thread::spawn(move || signals.forever().for_each(|_| interrupt.interrupt()));
+    for arm in plan.arms.iter().filter(|arm| arm.isolation == Isolation::Process) {
+        note(&format!("arm '{}' isolates nothing: the image's command runs as a process of this host", arm.name));
+    }
     let mut progress = Progress::new(plan);
     let result = run_plan(plan, given, &mut spawner, &mut |step| progress.show(step));
     handle.close();
@@ -215,6 +228,7 @@ fn disk_bytes(parts: &Installation, image: u64) -> BTreeMap<Isolation, BTreeMap<
     };
     BTreeMap::from([
         (Isolation::Container, present([("image", Some(image)), ("", None), ("", None), ("", None)])),
+        (Isolation::Process, present([("image", Some(image)), ("", None), ("", None), ("", None)])),
         (
             Isolation::MicroVm,
             present([

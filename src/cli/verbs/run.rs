@@ -41,10 +41,24 @@ enum RunError {
     /// Nobody would see the output.
     #[error("Option --detach is for 'duplex run': what 'duplex create' defines does not run")]
     DetachedCreate,
+    /// Nothing would be between the command and the host.
+    #[error(
+        "Isolation 'process' isolates nothing: the command would be a process of this host as any other. Only 'duplex compare' runs it, as an arm beside the others (--arm process)"
+    )]
+    Plain,
+}
+
+/// A plain process is an arm of a comparison, whose user asked for it by name and was warned, and nothing else.
+fn refuse_plain(args: &RunArgs) -> Result<(), Failure> {
+    if args.isolation == Isolation::Process && !environment::called_by("compare") {
+        return Err(run_failed(RunError::Plain));
+    }
+    Ok(())
 }
 
 /// Runs an image and exits as its command does.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
+    refuse_plain(args)?;
     let connected = args.process.interactive && args.process.tty && !args.detach;
     if connected && !terminal::stdin_is_terminal() {
         return Err(run_failed(MeaningError::NotATerminal));
@@ -88,6 +102,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
 
 /// Defines a sandbox and prints its id.
 pub(crate) fn create(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
+    refuse_plain(args)?;
     if args.detach {
         return Err(run_failed(RunError::DetachedCreate));
     }
@@ -259,11 +274,11 @@ fn defaults(config: &ImageConfig) -> ImageDefaults {
 /// The sandbox from its creation until nothing of it but its entry is left.
 fn live(context: &Context, entry: Entry, image: &Image) -> Result<Ended, Failure> {
     let spec = entry.definition.spec.clone();
-    let backend = engine::backend(&context.installation, spec.isolation, image);
+    let backend = engine::backend(&context.installation, &spec, image);
     let terminal = spec.process.terminal.is_some();
     let connected = spec.process.stdin && terminal::stdin_is_terminal();
     // With a terminal, and for a microVM, the engine copies and the sandbox never holds a stream of ours.
-    let shielded = spec.isolation == Isolation::Container && !terminal;
+    let shielded = spec.isolation != Isolation::MicroVm && !terminal;
     let signals = Proxy::new(terminal).map_err(run_failed)?;
     let local = streams::local(spec.process.stdin, shielded).map_err(run_failed)?;
     let keeper = Keeper::new(entry).map_err(run_failed)?.with_local(local);

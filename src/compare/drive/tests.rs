@@ -4,8 +4,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::compare::agree::Captured;
-use crate::compare::control::Evidence;
 use crate::compare::control::tests::BOOT_ID;
+use crate::compare::control::{Evidence, NAMESPACES};
 use crate::compare::density::Stopped;
 use crate::compare::density::tests::Made;
 use crate::compare::measures::Measured;
@@ -73,6 +73,7 @@ struct Fake {
     boot_id: String,
     time_ms: fn(Isolation) -> u64,
     held: u64,
+    seccomp: u8,
     measured: fn(Isolation, u64) -> BTreeMap<String, Measured>,
     crowd: fn(Isolation) -> Made,
 }
@@ -88,6 +89,7 @@ impl Default for Fake {
             time_ms: |isolation| if isolation == Isolation::MicroVm { 20 } else { 10 },
             measured: |_, _| BTreeMap::new(),
             held: 0,
+            seccomp: 2,
             crowd: |_| Made::default(),
         }
     }
@@ -144,7 +146,7 @@ impl Runner for Fake {
         let mut probes = vec![probe("bpf", Reached::Blocked, "Operation not permitted (os error 1)")];
         probes.push(match arm.isolation {
             Isolation::MicroVm => probe("kernel-release", Reached::Contained, "6.12.9"),
-            Isolation::Container => probe("kernel-release", Reached::Reachable, "6.1.0"),
+            Isolation::Container | Isolation::Process => probe("kernel-release", Reached::Reachable, "6.1.0"),
         });
         Ok(probes)
     }
@@ -158,9 +160,15 @@ impl Runner for Fake {
             processors: Some(1),
             memory_max: Some(512 * MIB),
             cpu_max: Some(1000),
-            seccomp: Some(if own { 0 } else { 2 }),
+            seccomp: Some(if own { 0 } else { self.seccomp }),
             effective: Some(self.held),
             no_new_privileges: Some(true),
+            shared: Some(if arm.isolation == Isolation::Process {
+                NAMESPACES.map(str::to_owned).into()
+            } else {
+                vec![]
+            }),
+            root: Some("/run/duplex/mnt/root".into()),
         })
     }
 }
@@ -374,4 +382,18 @@ fn the_table_says_what_it_is_first_and_is_at_most_100_columns_wide() {
         }
         assert!(shown.find("Not equal").unwrap() < shown.find('┌').unwrap());
     }
+}
+
+#[test]
+fn a_plain_process_must_be_one_and_is_told_first() {
+    let arms = plan::arms(&["container".to_owned(), "bare=process".to_owned()]).unwrap();
+    let plain = Plan { arms, probes: false, density: None, ..plan() };
+    // The made-up sandboxes have a filter of system calls.
+    assert!(refused(&plain, Fake::default()).contains("Arm 'bare' is not what it says: system calls is 2"));
+    let record = compared(&plain, Fake { seccomp: 0, ..Fake::default() }).unwrap();
+    assert!(record.unequal.iter().any(|line| line.starts_with("Arm 'bare' ISOLATES NOTHING")), "{:?}", record.unequal);
+    let text = table(&record, None);
+    assert_eq!(text.lines().nth(1).unwrap().split(',').next(), Some("bare isolates nothing"), "{text}");
+    let page = crate::compare::report::report(&record, None).unwrap();
+    assert!(page.find("bare isolates nothing").unwrap() < page.find("id=\"answer\"").unwrap());
 }

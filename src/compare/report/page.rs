@@ -7,7 +7,7 @@ use super::{ReportError, density, figures, ink, tables, walls};
 use crate::compare::baseline::{Against, summary};
 use crate::compare::break_even::break_even;
 use crate::compare::record::{ArmRecord, Record};
-use crate::compare::words::{LAB, bytes, command, known, sentence, why_so_many};
+use crate::compare::words::{LAB, bytes, command, known, sentence, warning, why_so_many};
 
 const STYLE: &str = include_str!("style.css");
 /// Nothing is fetched and nothing runs, whatever slipped into the page.
@@ -57,6 +57,7 @@ fn head(record: &Record, title: &str) -> Markup {
         p .faint { "duplex compare" @if let Some(when) = when { ", " (when.format("%Y-%m-%d %H:%M UTC")) } }
         h1 { (title) }
         @if record.host.lab { p .lab { (LAB) } }
+        @if let Some(warning) = warning(record) { p .lab { (warning) } }
         p .faint {
             "On " (known(&record.host.cpu_model)) ", Linux " (known(&record.host.kernel)) ", KVM: " (record.host.kvm) ". "
             (record.rounds.timed) " timed rounds, every arm with " (bytes(tables::float(record.limits.memory_bytes))) " and "

@@ -27,6 +27,8 @@ const MOST_COMMANDS: usize = 16;
 #[derive(Debug)]
 pub(super) struct ContainerInside {
     pub(super) id: SandboxId,
+    /// It is a plain process, which has no inside.
+    pub(super) plain: bool,
     pub(super) hostname: String,
     pub(super) security: Security,
     pub(super) duplex: PathBuf,
@@ -52,6 +54,9 @@ impl ContainerInside {
     }
 
     fn run(&self, task: &Task, stdio: Stdio) -> Result<Box<dyn Exec>, ContainerError> {
+        if self.plain {
+            return Err(ContainerError::Plain("inside"));
+        }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let first = self.first()?;
         if self.cgroup.is_frozen() {

@@ -23,7 +23,7 @@ pub fn goes_on_once(spec: &SandboxSpec) -> bool {
 /// [`SnapshotError::Unsavable`].
 pub fn check_savable(spec: &SandboxSpec) -> Result<(), SnapshotError> {
     let bound = |mount: &MountSpec| matches!(mount.source, MountSource::Bind { .. });
-    let why = if spec.isolation == Isolation::Container {
+    let why = if spec.isolation != Isolation::MicroVm {
         "it is a container, whose processes are part of the host's kernel; run the image as a microVM"
     } else if spec.mounts.iter().any(bound) {
         "it has a folder or file of the host (-v /path), which its copies would share; use a volume"

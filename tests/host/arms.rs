@@ -1,0 +1,78 @@
+//! Arms of `compare` that are no sandboxes of ours: a plain process, and the containers of outside runtimes.
+
+use serde_json::Value;
+
+use crate::life::Place;
+use crate::runner::{Case, Need, Verdict, cases_with};
+
+const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::CgroupV2, Need::Program("crun"), Need::Program("runc")];
+
+cases_with!("arms", Place::new(), [a_plain_process_shows_what_a_container_costs, outside_runtimes_are_arms, refusals]);
+
+const ONCE: [&str; 9] = ["compare", "--runs", "1", "--warmup", "0", "--memory-runs", "0", "--format", "json"];
+
+fn found<'a>(arm: &'a Value, control: &str) -> &'a str {
+    let controls = arm["controls"].as_array().unwrap();
+    let control =
+        controls.iter().find(|c| c["name"] == control).unwrap_or_else(|| panic!("no {control}: {controls:?}"));
+    assert_eq!(control["passed"], true);
+    control["found"].as_str().unwrap()
+}
+
+fn a_plain_process_shows_what_a_container_costs(place: &Place) {
+    let said = place.output(&[&ONCE[..], &["--probes", "--arm", "container", "--arm", "process"]].concat());
+    let errors = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{errors}");
+    assert!(errors.contains("arm 'process' isolates nothing"), "{errors}");
+    let record: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let [container, process] = [0, 1].map(|at| &record["arms"][at]);
+    assert_eq!(found(container, "host's namespaces"), "none");
+    assert_eq!(found(process, "host's namespaces"), "pid, net, uts, ipc");
+    assert_eq!(found(process, "host's kernel"), found(container, "host's kernel"));
+    assert_ne!(found(process, "own root directory"), "/");
+    for limit in ["memory limit", "processor limit"] {
+        assert_eq!(found(process, limit), found(container, limit), "{limit}");
+    }
+    assert!(record["unequal"].to_string().contains("ISOLATES NOTHING"), "{}", record["unequal"]);
+    let reached = |arm: &Value, name: &str| {
+        let probes = arm["probes"].as_array().unwrap();
+        probes.iter().find(|p| p["name"] == name).unwrap()["reached"].as_str().unwrap().to_owned()
+    };
+    // What only a wall holds back, and what the host would be harmed by if it were more than a first step.
+    for name in ["module", "host-processes", "program-of-first", "host-loopback", "core-pattern", "mount-namespace"] {
+        assert_eq!(reached(process, name), "reachable", "{name}");
+        assert_ne!(reached(container, name), "reachable", "{name}");
+    }
+    assert_eq!(reached(process, "left-descriptors"), "blocked");
+    place.until_clean();
+}
+
+fn outside_runtimes_are_arms(place: &Place) {
+    let arms = ["--arm", "process", "--arm", "crun", "--arm", "other=runtime:/usr/sbin/runc"];
+    let script = ["workloads", "--", "env"];
+    let text = place.say(&[&ONCE[..], &arms, &script].concat());
+    let record: Value = serde_json::from_str(&text).unwrap();
+    for (at, name, program) in [(1, "crun", "/crun"), (2, "other", "/usr/sbin/runc")] {
+        let arm = &record["arms"][at];
+        assert_eq!((arm["name"].as_str(), arm["isolation"].as_str()), (Some(name), Some("container")));
+        assert!(arm["runtime"].as_str().unwrap().ends_with(program), "{arm}");
+        assert_eq!(found(arm, "host's namespaces"), "none");
+    }
+    place.until_clean();
+}
+
+fn refusals(place: &Place) {
+    let refused = |words: &[&str], code: i32, why: &str| {
+        let out = place.duplex(words).env("PATH", "/nonexistent").output().unwrap();
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{errors}");
+        assert!(errors.contains(why), "{errors}");
+    };
+    let plain = "Isolation 'process' isolates nothing";
+    refused(&["run", "--rm", "--isolation", "process", "--net", "host", "workloads", "true"], 125, plain);
+    refused(&["create", "--isolation", "process", "--net", "host", "workloads", "true"], 125, plain);
+    refused(&[&ONCE[..], &["--arm", "container", "--arm", "runsc"]].concat(), 125, "OCI runtime 'runsc', which is no");
+    let nothing = "OCI runtime /no/such, which is no program";
+    refused(&[&ONCE[..], &["--arm", "container", "--arm", "runtime:/no/such"]].concat(), 125, nothing);
+    place.until_clean();
+}
