@@ -41,7 +41,7 @@ hostile: deps
 
 # The embedded image in both isolations, side by side: first its start, then its programs that measure. Tables here, pages with plots in target/.
 compare: build
-	$(DUPLEX) compare --probes --json target/compare.json --report target/compare.html
+	$(DUPLEX) compare --probes --reach --json target/compare.json --report target/compare.html
 	$(DUPLEX) compare --workload suite --memory-runs 0 --json target/workloads.json --report target/workloads.html
 
 # The images of the applications that `compare --workload` measures, in the store.

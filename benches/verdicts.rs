@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use duplex::compare::{
-    Arm, Build, Crowd, Evidence, Given, MemorySample, Observation, Plan, Probe, Runner, RunnerError, Spawner, Until,
-    arms, compare, host_facts,
+    Arm, Build, Crowd, Evidence, Given, MemorySample, Observation, Plan, Probe, Reach, Runner, RunnerError, Spawner,
+    Until, arms, compare, host_facts,
 };
 use duplex::image::Store;
 use duplex::spec::{Cpus, MemorySize};
@@ -53,6 +53,10 @@ impl Runner for HeldUp {
         self.plain.probes(arm)
     }
 
+    fn reach(&mut self, arm: &Arm) -> Result<Reach, RunnerError> {
+        self.plain.reach(arm)
+    }
+
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {
         self.plain.evidence(arm)
     }
@@ -85,6 +89,7 @@ impl Bench {
             memory_runs: 0,
             probes: false,
             density: None,
+            reach: false,
             seed: 0,
             allow_difference: false,
             timeout: Duration::from_secs(60),

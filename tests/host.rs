@@ -82,6 +82,8 @@ mod probes;
 mod programs;
 #[path = "host/rates.rs"]
 mod rates;
+#[path = "host/reach.rs"]
+mod reach;
 #[path = "host/real_input.rs"]
 mod real_input;
 #[path = "host/registry.rs"]
@@ -127,6 +129,7 @@ const ALL: &[&[runner::Case]] = &[
     probes::CASES,
     programs::CASES,
     rates::CASES,
+    reach::CASES,
     real_input::CASES,
     registry::CASES,
     report::CASES,

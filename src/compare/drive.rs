@@ -47,6 +47,8 @@ pub enum Step {
     Timed(u32, u32, Vec<(String, f64)>),
     /// A memory round is over: its number from 1 and how many there are.
     Memory(u32, u32),
+    /// The count of what an arm reaches begins.
+    Reach(String),
     /// So many idle sandboxes of this arm live.
     Density(String, u32),
 }
@@ -114,6 +116,14 @@ pub fn compare(
     let (order, ended) = timed(plan, runner, watch, &mut under)?;
     measured(plan, runner, watch, &mut under)?;
     crowded(plan, given, runner, watch, &mut arms)?;
+    if plan.reach {
+        for record in &mut arms {
+            watch(&Step::Reach(record.arm.name.clone()));
+            let reach =
+                runner.reach(&record.arm).map_err(|e| failed(&record.arm, "count of what it reaches".to_owned(), e));
+            record.reach = Some(reach?);
+        }
+    }
     arms.iter_mut().for_each(ArmRecord::summarize);
     let mut unequal = unequal(plan);
     unequal.extend(agreement.allowed.iter().map(ToString::to_string));
@@ -196,6 +206,7 @@ fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Res
         runs: Vec::new(),
         memory_runs: Vec::new(),
         density: None,
+        reach: None,
         summary: Summary::default(),
     })
 }

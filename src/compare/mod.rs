@@ -1,7 +1,7 @@
 //! The same image and command in several arms, measured: one command, same digest, same limits, same meters outside the sandbox.
 //!
 //! ```text
-//! plan -> controls -> timed rounds -> memory rounds -> density -> record -> table, JSON, page
+//! plan -> controls -> timed rounds -> memory rounds -> density -> reach -> record -> table, JSON, page
 //!              \------------\-------------\-----------\-- Runner (spawn: `duplex run` children as a user starts them)
 //! ```
 //!
@@ -22,6 +22,7 @@ mod meters;
 mod plan;
 mod probes;
 mod random;
+mod reach;
 mod record;
 mod report;
 mod runner;
@@ -43,6 +44,7 @@ pub use measures::Measured;
 pub use meters::MemorySample;
 pub use plan::{Arm, ArmError, Plan, Until, arms, find_runtimes};
 pub use probes::{Probe, ProbesError, Reached};
+pub use reach::{Counts, Reach, SetUserId};
 pub use record::{ArmRecord, Build, Comparison, Ended, MemoryRun, Record, Run, SCHEMA, Summary};
 pub use report::{ReportError, report};
 pub use runner::{Crowd, Look, Observation, Runner, RunnerError, Trace};

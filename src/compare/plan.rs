@@ -236,6 +236,8 @@ pub struct Plan {
     pub memory_runs: u32,
     /// Every arm is probed for what its walls let through.
     pub probes: bool,
+    /// Every arm runs once more, to count what it reaches of the host.
+    pub reach: bool,
     /// How many idle sandboxes are tried, and what stops that.
     pub density: Option<Density>,
     /// Seed of the order.

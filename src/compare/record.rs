@@ -11,6 +11,7 @@ use super::facts::HostFacts;
 use super::meters::MemorySample;
 use super::plan::Arm;
 use super::probes::Probe;
+use super::reach::Reach;
 use super::stats::{Ratio, Spread, ratio};
 use super::verdict::{Kind, Verdict};
 use crate::spec::{Digest, Phase};
@@ -138,6 +139,9 @@ pub struct ArmRecord {
     /// How many idle sandboxes there could be, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub density: Option<Sweep>,
+    /// What it reaches of the host, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
     /// Numbers about the runs that count.
     pub summary: Summary,
 }

@@ -12,6 +12,7 @@ use super::measures::Measured;
 use super::meters::MemorySample;
 use super::plan::Arm;
 use super::probes::{Probe, ProbesError};
+use super::reach::Reach;
 use crate::spec::{Digest, Moments, Outcome, Usage};
 
 /// What `duplex run --trace FILE` writes.
@@ -59,6 +60,9 @@ pub trait Runner {
 
     /// What a sandbox of this arm lets its programs reach, and learn of the host.
     fn probes(&mut self, arm: &Arm) -> Result<Vec<Probe>, RunnerError>;
+
+    /// What a sandbox of this arm reaches of the host while it runs the plan's command once more.
+    fn reach(&mut self, arm: &Arm) -> Result<Reach, RunnerError>;
 
     /// What a sandbox of this arm sees of itself and the host of it.
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError>;

@@ -19,11 +19,13 @@ use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
 use super::probes::{Probe, probes};
+use super::reach::Reach;
 use super::runner::{Crowd, Observation, Runner, RunnerError, Trace};
 use crate::spec::{Exit, Isolation};
 use crate::sys::clock::monotonic_ns;
 
 mod crowd;
+mod reach;
 mod watch;
 
 use crowd::Idlers;
@@ -294,6 +296,10 @@ impl Runner for Spawner {
             let said = format!("{}{}", deed.stderr.excerpt(1000), deed.stdout.excerpt(1000));
             RunnerError::NoProbes { exit_code: deed.exit_code, said, source }
         })
+    }
+
+    fn reach(&mut self, arm: &Arm) -> Result<Reach, RunnerError> {
+        reach::reach(self, arm)
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {

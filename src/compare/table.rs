@@ -9,6 +9,7 @@ use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
 use super::density::words::{ROWS, cells, sentences, swept};
 use super::probes::Reached;
+use super::reach::words::{MEANING, not_measured, rows};
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
 use super::words::{
@@ -35,6 +36,7 @@ pub fn table(record: &Record, against: Option<&Against>) -> String {
         }
     }
     text.push_str(&walls(&record.arms));
+    text.push_str(&reach(&record.arms));
     text.push_str(&density(record));
     if let Some(against) = against {
         text.push_str(&beside(against));
@@ -65,6 +67,29 @@ fn walls(arms: &[ArmRecord]) -> String {
         }
     }
     let _ = writeln!(text, "{table}");
+    text
+}
+
+/// What the arms reach of the host.
+fn reach(arms: &[ArmRecord]) -> String {
+    let (mut text, rows) = (String::new(), rows(arms));
+    if rows.is_empty() {
+        return text;
+    }
+    text.push('\n');
+    for line in wrapped(MEANING, "") {
+        let _ = writeln!(text, "{line}");
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table.set_header(std::iter::once("").chain(arms.iter().map(|arm| arm.arm.name.as_str())));
+    for row in rows {
+        table.add_row(std::iter::once(row.name).chain(row.cells));
+    }
+    let _ = writeln!(text, "{table}");
+    for line in not_measured(arms).iter().flat_map(|line| wrapped(line, "    ")) {
+        let _ = writeln!(text, "{line}");
+    }
     text
 }
 

@@ -70,7 +70,7 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, hook: Hook, program: &[Instruction]
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn load(hook: Hook, program: &[Instruction]) -> io::Result<OwnedFd> {
+pub(super) fn load(hook: Hook, program: &[Instruction]) -> io::Result<OwnedFd> {
     let load = Load {
         kind: hook.program,
         count: u32::try_from(program.len()).map_err(io::Error::other)?,

@@ -4,6 +4,8 @@
 pub mod birth;
 mod bpf;
 pub mod clock;
+#[cfg(feature = "cli")]
+pub mod counts;
 pub mod devices;
 pub mod egress;
 pub mod fd;

@@ -56,6 +56,7 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         memory_runs: args.memory_runs,
         probes: args.probes,
         density: density(args),
+        reach: args.reach,
         seed: args.seed.map_or_else(random_seed, Ok)?,
         allow_difference: args.allow_difference,
         timeout: Duration::from_secs(args.timeout),
@@ -275,9 +276,10 @@ impl Progress {
         let arms = plan.arms.len() as u64;
         let rounds = u64::from(plan.warmup) + u64::from(plan.runs) + u64::from(plan.memory_runs);
         let template = "{msg:32!} {wide_bar} {pos}/{len} {eta:>4}";
-        let probes = if plan.probes { arms } else { 0 };
+        let once = |asked: bool| if asked { arms } else { 0 };
+        let (probes, reach) = (once(plan.probes), once(plan.reach));
         let idle = plan.density.map_or(0, |density| arms * u64::from(density.most));
-        let bar = bar(arms + probes + rounds + idle, template);
+        let bar = bar(arms + probes + rounds + idle + reach, template);
         if bar.is_none() {
             note(&format!("comparing {} in {} rounds", plan.reference, plan.warmup + plan.runs + plan.memory_runs));
         }
@@ -288,6 +290,7 @@ impl Progress {
         let words = match step {
             Step::Controls(arm) => format!("proof that '{arm}' is what it says"),
             Step::Probes(arm) => format!("what the walls of '{arm}' let through"),
+            Step::Reach(arm) => format!("what '{arm}' reaches of the host"),
             Step::Timed(round, all, times) => {
                 let times: Vec<String> = times.iter().map(|(arm, ms)| format!("{arm} {ms:.0} ms")).collect();
                 format!("round {round}/{all}: {}", times.join(", "))

@@ -12,6 +12,7 @@ use crate::compare::measures::Measured;
 use crate::compare::meters::MemorySample;
 use crate::compare::plan::Until;
 use crate::compare::probes::{Probe, Reached};
+use crate::compare::reach::{Counts, Reach, SetUserId};
 use crate::compare::runner::Crowd;
 use crate::compare::verdict::Verdict;
 use crate::compare::{plan, table};
@@ -32,6 +33,7 @@ pub(crate) fn plan() -> Plan {
         memory_runs: 5,
         probes: true,
         density: Some(density::tests::limits(3)),
+        reach: true,
         seed: 42,
         allow_difference: false,
         timeout: Duration::from_secs(10),
@@ -149,6 +151,18 @@ impl Runner for Fake {
             Isolation::Container | Isolation::Process => probe("kernel-release", Reached::Reachable, "6.1.0"),
         });
         Ok(probes)
+    }
+
+    fn reach(&mut self, arm: &Arm) -> Result<Reach, RunnerError> {
+        let own = arm.isolation == Isolation::MicroVm;
+        let counts = |counts: &[(&str, u64)]| Counts::of(counts.iter().map(|(k, n)| ((*k).to_owned(), *n)).collect());
+        Ok(Reach {
+            system_calls: Some(if own { counts(&[("16", 40)]) } else { counts(&[("0", 1000), ("1", 300)]) }),
+            vm_exits: own.then(|| counts(&[("hlt", 70), ("port i/o", 7)])),
+            set_user_id: Some(SetUserId { becomes_root: true, capabilities: 14, of_host: !own }),
+            writable_host_paths: Some(Vec::new()),
+            not_measured: Vec::new(),
+        })
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {

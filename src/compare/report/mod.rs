@@ -8,6 +8,7 @@ mod figures;
 mod ink;
 mod page;
 mod plot;
+mod reach;
 mod tables;
 mod walls;
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{ReportError, density, figures, ink, tables, walls};
+use super::{ReportError, density, figures, ink, reach, tables, walls};
 use crate::compare::baseline::{Against, summary};
 use crate::compare::break_even::break_even;
 use crate::compare::record::{ArmRecord, Record};
@@ -41,6 +41,7 @@ pub(super) fn page(record: &Record, against: Option<&Against>) -> Result<String,
                     (density::density(record)?)
                     (figures::disk(record)?)
                     (walls::walls(&record.arms))
+                    (reach::reach(&record.arms))
                     (method(record))
                     (tables::host(record))
                     (raw(record, &json))

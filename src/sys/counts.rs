@@ -1,0 +1,317 @@
+//! Counts what the kernel does for cgroups: BPF programs on tracepoints, which add up by cgroup and number in a map (bpf(2)).
+//!
+//! Counted is what the processes of a cgroup of the second level do, such as `/duplex/ID` or below it, from the first program on that is executed
+//! there: what makes a container, before it becomes the command, is not.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::bpf::{self, Hook, Instruction};
+
+/// `enum bpf_cmd`.
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+
+/// BPF_MAP_TYPE_HASH.
+const HASH: u32 = 1;
+/// BPF_PROG_TYPE_TRACEPOINT and BPF_PROG_TYPE_RAW_TRACEPOINT.
+const TRACEPOINT: Hook = Hook { program: 5, attach: 0 };
+const RAW_TRACEPOINT: Hook = Hook { program: 17, attach: 0 };
+
+/// Functions of the kernel (`enum bpf_func_id`).
+const LOOK_UP: i32 = 1;
+const UPDATE: i32 = 2;
+const ANCESTOR_CGROUP: i32 = 123;
+
+/// PERF_TYPE_TRACEPOINT, PERF_FLAG_FD_CLOEXEC, and requests to a perf event (perf_event_open(2)).
+const PERF_TRACEPOINT: u32 = 2;
+const PERF_CLOEXEC: libc::c_ulong = 8;
+const SET_BPF: libc::c_ulong = 0x4004_2408;
+const ENABLE: libc::c_ulong = 0x2400;
+
+/// Most cgroups and most pairs of cgroup and number; what comes beyond is not counted.
+const CGROUPS: u32 = 4096;
+const PAIRS: u32 = 1 << 15;
+
+/// What is added up: the cgroup's id, which is the number of its folder's inode, and a number of the event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Key {
+    cgroup: u64,
+    number: u64,
+}
+
+/// Events of a kind, counted as long as this lives.
+#[derive(Debug)]
+pub struct Counter {
+    counts: OwnedFd,
+    _attached: [OwnedFd; 3],
+    _event: Option<OwnedFd>,
+}
+
+/// Where in an event its number is.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    /// The second word of a raw tracepoint, in full.
+    SecondWord,
+    /// These four bytes in the lower half, those in the upper.
+    Fields(i16, i16),
+}
+
+impl Counter {
+    /// System calls by their numbers, in the cgroups below the one with this id.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_BPF and CAP_PERFMON, `EINVAL` on a kernel without CONFIG_BPF_EVENTS.
+    pub fn of_system_calls(family: u64) -> io::Result<Self> {
+        let (started, attached) = starts(family)?;
+        let counts = map(size_of::<Key>(), PAIRS)?;
+        let program = bpf::load(RAW_TRACEPOINT, &adding(family, [started.as_fd(), counts.as_fd()], At::SecondWord))?;
+        let tracepoint = open_raw(c"sys_enter", program.as_fd())?;
+        Ok(Self { counts, _attached: [started, attached, tracepoint], _event: None })
+    }
+
+    /// Events of the tracepoint with this id (tracefs, `events/*/*/id`), by four bytes of each at `lower`, with those at `upper` in the upper half.
+    ///
+    /// # Errors
+    /// As [`Counter::of_system_calls`].
+    pub fn of_tracepoint(family: u64, id: u64, lower: i16, upper: i16) -> io::Result<Self> {
+        let (started, attached) = starts(family)?;
+        let counts = map(size_of::<Key>(), PAIRS)?;
+        let at = At::Fields(lower, upper);
+        let program = bpf::load(TRACEPOINT, &adding(family, [started.as_fd(), counts.as_fd()], at))?;
+        let event = open_event(id)?;
+        request(&event, SET_BPF, program.as_raw_fd())?;
+        request(&event, ENABLE, 0)?;
+        Ok(Self { counts, _attached: [started, attached, program], _event: Some(event) })
+    }
+
+    /// What the processes of this cgroup, and those of cgroups below it, have done so far.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn counts(&self, cgroup: u64) -> io::Result<BTreeMap<u64, u64>> {
+        let mut found = BTreeMap::new();
+        let mut last: Option<Key> = None;
+        loop {
+            let mut next = Key::default();
+            let key = last.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
+            match ask(&self.counts, BPF_MAP_GET_NEXT_KEY, key, std::ptr::from_mut(&mut next) as u64) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+                other => other?,
+            }
+            if next.cgroup == cgroup {
+                let mut value = 0_u64;
+                let [key, to] = [std::ptr::from_ref(&next) as u64, std::ptr::from_mut(&mut value) as u64];
+                ask(&self.counts, BPF_MAP_LOOKUP_ELEM, key, to)?;
+                found.insert(next.number, value);
+            }
+            last = Some(next);
+        }
+    }
+}
+
+/// The cgroups in which a program has been executed, and what notes them.
+fn starts(family: u64) -> io::Result<(OwnedFd, OwnedFd)> {
+    let started = map(size_of::<u64>(), CGROUPS)?;
+    let program = bpf::load(RAW_TRACEPOINT, &noting(family, started.as_fd()))?;
+    let tracepoint = open_raw(c"sched_process_exec", program.as_fd())?;
+    Ok((started, tracepoint))
+}
+
+const fn op(code: u8, registers: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers, offset, immediate }
+}
+
+/// `to = value`, of 64 bits.
+fn wide(to: u8, value: u64) -> [Instruction; 2] {
+    let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0).cast_signed();
+    [op(0x18, to, 0, half(value)), op(0, 0, 0, half(value >> 32))]
+}
+
+/// `to` = this map.
+fn map_in(to: u8, map: BorrowedFd<'_>) -> [Instruction; 2] {
+    [op(0x18, 0x10 | to, 0, map.as_raw_fd()), op(0, 0, 0, 0)]
+}
+
+/// Ends with 0.
+const END: [Instruction; 2] = [op(0xb7, 0, 0, 0), op(0x95, 0, 0, 0)];
+
+/// The id of this process's cgroup of the second level in r0; ends if that is not in the family.
+fn member(family: u64) -> Vec<Instruction> {
+    let [lower, upper] = wide(7, family);
+    let mut program = vec![
+        op(0xbf, 0x16, 0, 0), // r6 = r1: the event
+        lower,
+        upper,
+        op(0xb7, 1, 0, 1),
+        op(0x85, 0, 0, ANCESTOR_CGROUP),
+        op(0x1d, 0x70, 2, 0), // the family: go on
+    ];
+    program.extend(END);
+    program.extend([
+        op(0xb7, 1, 0, 2),
+        op(0x85, 0, 0, ANCESTOR_CGROUP),
+        op(0x55, 0, 2, 0), // there is one: go on
+    ]);
+    program.extend(END);
+    program
+}
+
+/// Notes that a program was executed.
+fn noting(family: u64, started: BorrowedFd<'_>) -> Vec<Instruction> {
+    let mut program = member(family);
+    program.extend([
+        op(0x7b, 0x0a, -8, 0),  // *(fp - 8) = r0
+        op(0x7a, 0x0a, -16, 1), // *(fp - 16) = 1
+    ]);
+    program.extend(map_in(1, started));
+    program.extend([
+        op(0xbf, 0xa2, 0, 0),
+        op(0x07, 2, 0, -8),
+        op(0xbf, 0xa3, 0, 0),
+        op(0x07, 3, 0, -16),
+        op(0xb7, 4, 0, 0),
+        op(0x85, 0, 0, UPDATE),
+    ]);
+    program.extend(END);
+    program
+}
+
+/// r0 = where the map has the value of the key at `fp - 16`, which is the cgroup's id there and a number behind it.
+fn look_up(map: BorrowedFd<'_>) -> Vec<Instruction> {
+    let mut program = map_in(1, map).to_vec();
+    program.extend([op(0xbf, 0xa2, 0, 0), op(0x07, 2, 0, -16), op(0x85, 0, 0, LOOK_UP)]);
+    program
+}
+
+/// Adds one to the count of the event's number.
+fn adding(family: u64, [started, counts]: [BorrowedFd<'_>; 2], at: At) -> Vec<Instruction> {
+    let mut program = member(family);
+    program.push(op(0x7b, 0x0a, -16, 0)); // *(fp - 16) = r0
+    program.extend(look_up(started));
+    program.push(op(0x55, 0, 2, 0)); // it has begun: go on
+    program.extend(END);
+    match at {
+        At::SecondWord => program.push(op(0x79, 0x62, 8, 0)),
+        At::Fields(lower, upper) => program.extend([
+            op(0x61, 0x62, lower, 0),
+            op(0x61, 0x63, upper, 0),
+            op(0x67, 3, 0, 32), // r3 <<= 32
+            op(0x4f, 0x32, 0, 0),
+        ]),
+    }
+    program.push(op(0x7b, 0x2a, -8, 0)); // *(fp - 8) = r2
+    // A value of 0 if there is none yet; whichever processor makes it, all add to it.
+    program.extend(look_up(counts));
+    let mut make = vec![op(0x7a, 0x0a, -24, 0)];
+    make.extend(map_in(1, counts));
+    make.extend([
+        op(0xbf, 0xa2, 0, 0),
+        op(0x07, 2, 0, -16),
+        op(0xbf, 0xa3, 0, 0),
+        op(0x07, 3, 0, -24),
+        op(0xb7, 4, 0, 1), // BPF_NOEXIST
+        op(0x85, 0, 0, UPDATE),
+    ]);
+    make.extend(look_up(counts));
+    program.push(op(0x55, 0, i16::try_from(make.len()).unwrap_or(0), 0));
+    program.extend(make);
+    program.extend([
+        op(0x15, 0, 2, 0), // the map is full
+        op(0xb7, 1, 0, 1),
+        op(0xdb, 0x10, 0, 0), // lock *r0 += r1
+    ]);
+    program.extend(END);
+    program
+}
+
+/// The head of `union bpf_attr` for BPF_MAP_CREATE.
+#[repr(C)]
+struct Create {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// That for what is asked of a map.
+#[repr(C)]
+struct Element {
+    map: u64,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// That for BPF_RAW_TRACEPOINT_OPEN.
+#[repr(C)]
+struct Raw {
+    name: u64,
+    program: u64,
+}
+
+/// The head of `struct perf_event_attr`, up to PERF_ATTR_SIZE_VER0.
+#[repr(C)]
+#[derive(Default)]
+struct Event {
+    kind: u32,
+    size: u32,
+    config: u64,
+    period: u64,
+    sample: u64,
+    read: u64,
+    flags: u64,
+    wake: u32,
+    breakpoint: u32,
+    address: u64,
+}
+
+fn map(key: usize, entries: u32) -> io::Result<OwnedFd> {
+    let key = u32::try_from(key).map_err(io::Error::other)?;
+    let create = Create { kind: HASH, key, value: 8, entries, flags: 0 };
+    // SAFETY: the attribute is as long as is said, holds no pointer and outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const create, size_of::<Create>()) })
+}
+
+/// `key` is the address of a key or 0, and `value` where the answer goes.
+fn ask(map: &OwnedFd, what: libc::c_long, key: u64, value: u64) -> io::Result<()> {
+    let map = u64::try_from(map.as_raw_fd()).map_err(io::Error::other)?;
+    let element = Element { map, key, value, flags: 0 };
+    // SAFETY: the attribute is as long as is said; the callers' keys and values have the sizes that the map was made with and outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, what, &raw const element, size_of::<Element>()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn open_raw(name: &std::ffi::CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let program = u64::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
+    let raw = Raw { name: name.as_ptr() as u64, program };
+    // SAFETY: the attribute is as long as is said; the name is a C string that outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_RAW_TRACEPOINT_OPEN, &raw const raw, size_of::<Raw>()) })
+}
+
+/// The tracepoint on processor 0: a program that is attached to it runs wherever the tracepoint is passed.
+fn open_event(id: u64) -> io::Result<OwnedFd> {
+    let size = u32::try_from(size_of::<Event>()).map_err(io::Error::other)?;
+    let event = Event { kind: PERF_TRACEPOINT, size, config: id, period: 1, ..Event::default() };
+    // SAFETY: the attribute has the size that it names and outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, PERF_CLOEXEC) })
+}
+
+fn request(event: &OwnedFd, request: libc::c_ulong, argument: libc::c_int) -> io::Result<()> {
+    // SAFETY: neither request takes a pointer.
+    let done = unsafe { libc::ioctl(event.as_raw_fd(), request, argument) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
