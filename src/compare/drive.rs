@@ -16,6 +16,7 @@ use super::record::{
 use super::runner::{Observation, Runner, RunnerError};
 use super::schedule::{self, rounds};
 use super::stats::{ratio, rounded};
+use super::verdict::LEAST_ROUNDS;
 use crate::spec::{Digest, Isolation, Moment};
 
 /// Most rounds, however wide an interval stays.
@@ -254,7 +255,9 @@ fn ended(plan: &Plan, rounds: u32, arms: &[ArmRecord], began: Instant) -> Option
     let Some(until) = plan.until else { return Some(Ended::Rounds) };
     // The more rounds there are the less one of them changes, and the longer it takes to see.
     let looks = rounds.is_multiple_of((rounds / 10).max(1));
-    if looks && is_narrow(plan, arms, until.precision) {
+    // Fewer rounds than a verdict takes say nothing: the interval of a single one has no width at all.
+    let enough = rounds.saturating_sub(plan.warmup) as usize >= LEAST_ROUNDS;
+    if enough && looks && is_narrow(plan, arms, until.precision) {
         return Some(Ended::Precision);
     }
     (began.elapsed() >= until.budget || rounds >= MOST_ROUNDS).then_some(Ended::Budget)

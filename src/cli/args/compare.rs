@@ -22,15 +22,15 @@ pub(crate) struct CompareArgs {
     /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite. Or with an application, one at a time, whose image 'make images' builds: pgbench, django-api, redis, python-start, compile
     #[arg(long = "workload", value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["image", "command"])]
     pub workloads: Vec<String>,
-    /// Measured rounds, each runs every arm once; with --precision the least number
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub runs: u32,
-    /// Rounds before them that are kept but not counted: a microVM's first leaves a template, its second a list of what a start touches
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
-    pub warmup: u32,
-    /// Rounds that measure memory, apart from the timed ones
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
-    pub memory_runs: u32,
+    /// Measured rounds, each runs every arm once; with --precision or --budget the least number [default: 10; 1 of an application, and then on until --budget or --precision]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub runs: Option<u32>,
+    /// Rounds before them that are kept but not counted: a microVM's first leaves a template, its second a list of what a start touches [default: 2; 1 of an application]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub warmup: Option<u32>,
+    /// Rounds that measure memory, apart from the timed ones [default: 3; 1 of an application]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub memory_runs: Option<u32>,
     /// Try in every arm the first steps of known ways out, and what can be learnt of the host; nothing is harmed
     #[arg(long)]
     pub probes: bool,
@@ -46,12 +46,12 @@ pub(crate) struct CompareArgs {
     /// How many milliseconds an idle sandbox may take to answer a line before --density stops
     #[arg(long, default_value_t = 1000, value_name = "MS", requires = "density", value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub density_ping: u64,
-    /// Go on until the intervals reach at most so far to either side: of the workloads' ratios, or of the start's if there are none
+    /// Go on until the intervals reach at most so far to either side: of the workloads' ratios, or of the start's if there are none [default with --budget: 5%]
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub precision: Option<f64>,
-    /// Longest time of the timed rounds, in seconds, whatever the intervals are
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "precision", value_parser = clap::value_parser!(u64).range(1..))]
-    pub budget: u64,
+    /// No further round begins after so many seconds of the rounds before, those to warm up included, whatever the intervals are [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub budget: Option<u64>,
     /// Memory of every arm
     #[arg(short, long, default_value = "512m", value_name = "SIZE")]
     pub memory: MemorySize,
@@ -64,9 +64,9 @@ pub(crate) struct CompareArgs {
     /// Compare although outputs or exit codes differ, and say so
     #[arg(long)]
     pub allow_difference: bool,
-    /// Give up when one run takes longer than this many seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: u64,
+    /// Give up when one run takes longer than this many seconds [default: 300; 900 of an application]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
     /// Write the result with all samples and host facts to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -90,6 +90,43 @@ pub(crate) struct CompareArgs {
     pub command: Vec<String>,
 }
 
+/// How often everything runs, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Amount {
+    /// Measured rounds.
+    pub runs: u32,
+    /// Rounds before them.
+    pub warmup: u32,
+    /// Rounds for memory.
+    pub memory_runs: u32,
+    /// How precise, and for how many seconds.
+    pub until: Option<(f64, u64)>,
+    /// Longest run, in seconds.
+    pub timeout: u64,
+}
+
+/// How narrow intervals are to be, and the seconds for it, if nothing is said of one of them.
+const PRECISION: f64 = 0.05;
+const BUDGET: u64 = 300;
+
+impl CompareArgs {
+    /// What was asked for, or the usual. One run of an application takes as long as many of a program's: where nothing is said of rounds, a clock
+    /// ends them.
+    pub(crate) fn amount(&self, application: bool) -> Amount {
+        let or = |asked: Option<u32>, usual, of_application| {
+            asked.unwrap_or(if application { of_application } else { usual })
+        };
+        let timed = self.precision.is_some() || self.budget.is_some() || (application && self.runs.is_none());
+        Amount {
+            runs: or(self.runs, 10, 1),
+            warmup: or(self.warmup, 2, 1),
+            memory_runs: or(self.memory_runs, 3, 1),
+            until: timed.then(|| (self.precision.unwrap_or(PRECISION), self.budget.unwrap_or(BUDGET))),
+            timeout: self.timeout.unwrap_or(if application { 900 } else { 300 }),
+        }
+    }
+}
+
 /// A share of more than nothing, written in hundredths with or without the sign.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
@@ -101,7 +138,34 @@ fn percent(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::percent;
+    use clap::Parser;
+
+    use super::{Amount, CompareArgs, percent};
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+
+    #[test]
+    fn an_application_runs_by_the_clock_unless_rounds_are_asked_for() {
+        let amount = |words: &[&str], application| {
+            Words::try_parse_from([&["compare"], words].concat()).unwrap().args.amount(application)
+        };
+        let usual = Amount { runs: 10, warmup: 2, memory_runs: 3, until: None, timeout: 300 };
+        let app = Amount { runs: 1, warmup: 1, memory_runs: 1, until: Some((0.05, 300)), timeout: 900 };
+        assert_eq!((amount(&[], false), amount(&[], true)), (usual, app));
+        assert_eq!(
+            amount(&["--runs", "4", "--timeout", "9"], true),
+            Amount { runs: 4, until: None, timeout: 9, ..app }
+        );
+        assert_eq!(amount(&["--budget", "60"], true), Amount { until: Some((0.05, 60)), ..app });
+        assert_eq!(amount(&["--budget", "60"], false), Amount { until: Some((0.05, 60)), ..usual });
+        assert_eq!(amount(&["--precision", "2"], false), Amount { until: Some((0.02, 300)), ..usual });
+        let none = Amount { warmup: 0, memory_runs: 0, ..app };
+        assert_eq!(amount(&["--warmup", "0", "--memory-runs", "0"], true), none);
+    }
 
     #[test]
     fn a_percentage_is_positive_and_bounded() {

@@ -42,24 +42,25 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     if let Place::Lab(reason) = place {
         return place::go(context, &needs, reason);
     }
+    let amount = args.amount(application.is_some());
     let plan = Plan {
         arms,
         reference: named.to_owned(),
         image: image.manifest.clone(),
         command: command(args, application, &image),
         workloads: args.workloads.clone(),
-        until: args.precision.map(|precision| Until { precision, budget: Duration::from_secs(args.budget) }),
+        until: amount.until.map(|(precision, budget)| Until { precision, budget: Duration::from_secs(budget) }),
         memory: args.memory,
         cpus: args.cpus,
-        runs: args.runs,
-        warmup: args.warmup,
-        memory_runs: args.memory_runs,
+        runs: amount.runs,
+        warmup: amount.warmup,
+        memory_runs: amount.memory_runs,
         probes: args.probes,
         density: density(args),
         reach: args.reach,
         seed: args.seed.map_or_else(random_seed, Ok)?,
         allow_difference: args.allow_difference,
-        timeout: Duration::from_secs(args.timeout),
+        timeout: Duration::from_secs(amount.timeout),
     };
     if let (Some(earlier), Some(path)) = (&earlier, &args.baseline) {
         fits(earlier, &plan, context.environment.in_lab).map_err(|source| not_a_baseline(path, source))?;

@@ -246,6 +246,15 @@ fn rounds_go_on_until_the_interval_is_narrow_or_the_time_is_over() {
     assert_eq!(narrow.order.len(), narrow.arms[0].runs.len());
     let over = compared(&until(1e-9, 0), Fake::default()).unwrap().rounds;
     assert_eq!((over.timed, over.ended), (5, Ended::Budget));
+    let one = |seconds| Plan { runs: 1, ..until(0.5, seconds) };
+    let few = compared(&one(3600), Fake::default()).unwrap().rounds;
+    assert_eq!(
+        (few.timed, few.ended),
+        (5, Ended::Precision),
+        "the interval of one round has no width, and is not narrow"
+    );
+    let over = compared(&one(0), Fake::default()).unwrap().rounds;
+    assert_eq!((over.timed, over.ended), (1, Ended::Budget));
 }
 
 #[test]
