@@ -1,7 +1,7 @@
 //! Duplex runs any OCI image as a microVM or as a namespace container and measures the difference.
 //!
 //! ```text
-//! cli -> build compose compare shim -> oci -> keeper
+//! cli -> build compose compare shim -> oci -> keeper -> jail
 //!          \------+------+------/----> sandbox (dyn) -> microvm -> vmm
 //!                                         |        \-> container -> libcontainer
 //!                                         \-> image, net, jail -> vmm     all -> spec, sys
@@ -12,7 +12,7 @@
 //! | [`spec`] | plain data that all share: what a sandbox, a machine, a limit is; no I/O |
 //! | [`sys`] | raw system calls that std and rustix lack |
 //! | [`vmm`] | engine 1: one microVM in one process |
-//! | [`jail`] | what confines a monitor: walls around its process, a filter of system calls in each of its threads |
+//! | [`jail`] | what confines a monitor: walls around its process, a filter of system calls in each of its threads; and the processes beside it |
 //! | [`container`] | engine 2: a sandbox spec becomes an OCI bundle and runs by `libcontainer` or an OCI runtime |
 //! | [`image`] | references, registry, store, layers, EROFS, archives |
 //! | [`net`] | user-mode networks on the host's side: passt and pasta, ports, name servers |

@@ -18,7 +18,7 @@ use super::fail::{Failure, failed};
 use super::output::{note, say};
 use super::{Context, engine};
 use crate::image::Reference;
-use crate::keeper::{Keeper, KeeperError, Report};
+use crate::keeper::{Keeper, KeeperError, Report, confine};
 use crate::sandbox::roster::{Entry, Roster, RosterError, Seen};
 use crate::sandbox::snapshots::sweep_forks;
 use crate::spec::{Exit, Installation, Outcome, SandboxId, SandboxSpec};
@@ -216,6 +216,7 @@ fn keep(tell: &mut dyn FnMut(&Word)) -> Result<(), Box<dyn std::error::Error + S
             return Err(error);
         }
     };
+    confine(spec.isolation)?;
     let keeper = Keeper::new(entry)?;
     let keeper = if orders.after_attach { keeper.after_attach() } else { keeper };
     let ended = keeper.run(&*backend, &mut |report| match report {

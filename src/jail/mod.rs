@@ -6,12 +6,16 @@
 //! by each thread, before a guest runs: the system calls of its role, others end the process                     (event_loop.rs, vcpu.rs)
 //! ```
 //!
+//! The processes beside it, its keeper and the file servers of its shares, have walls of their own (helpers.rs).
+//!
 //! The monitor opens nothing: its files come as descriptors, so none of this costs it anything that it needs.
 
 #[cfg(feature = "drill")]
 pub mod drill;
 mod event_loop;
 mod filter;
+#[cfg(feature = "cli")]
+mod helpers;
 mod kvm;
 mod vcpu;
 #[cfg(feature = "cli")]
@@ -21,6 +25,8 @@ use std::fmt::Write;
 use std::io;
 
 pub use filter::{Filter, FilterError};
+#[cfg(feature = "cli")]
+pub use helpers::{around_file_server, confine_keeper};
 #[cfg(feature = "cli")]
 pub use walls::around_monitor;
 

@@ -1,9 +1,10 @@
 //! The walls around a monitor's process: which user, which limits.
 
 use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
 
 use crate::spec::{MIB, SandboxId};
-use crate::sys::walls::{Walls, can_choose_users};
+use crate::sys::walls::{Becomes, Walls, can_choose_users};
 
 /// Users and groups of monitors, one for each sandbox, if root starts them: a range that neither distributions, nor systemd, nor subordinate ids
 /// (subuid(5)) give away (systemd's `UIDS-GIDS`: 1879048192 and on, "unused").
@@ -27,7 +28,9 @@ pub fn around_monitor(id: &SandboxId, memory: u64, largest_disk: u64) -> Walls {
         // Before Linux 5.14 the processes of an ordinary user are counted with it.
         limits.push((Resource::Nproc, THREADS));
     }
-    Walls { user: own, limits }
+    let (keeps, filter) = (CapabilitySet::empty(), Vec::new());
+    let user = own.map_or(Becomes::Stranger, Becomes::User);
+    Walls { user, limits, keeps, room: None, filter }
 }
 
 /// The user of a sandbox's monitor.

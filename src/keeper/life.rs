@@ -20,10 +20,11 @@ use super::hub::{Hub, Local, lock};
 use super::log::Log;
 use super::serve::{self, Handle, Shared, causes};
 use super::wire::Stream;
+use crate::jail::confine_keeper;
 use crate::sandbox::roster::{Entry, RosterError};
 use crate::sandbox::snapshots::goes_on_once;
 use crate::sandbox::{Backend, Sandbox, SandboxError, Stdio};
-use crate::spec::{Definition, Exit, HealthStatus, Moment, Moments, Outcome, Restart, Status, Usage};
+use crate::spec::{Definition, Exit, HealthStatus, Isolation, Moment, Moments, Outcome, Restart, Status, Usage};
 use crate::sys::clock::realtime_ns;
 
 /// How long a client that asked to be attached first may take to attach.
@@ -56,6 +57,9 @@ pub enum KeeperError {
     /// Pipes, or the threads that serve them.
     #[error("Cannot connect the streams of the sandbox")]
     Streams(#[source] io::Error),
+    /// What it will not need cannot be given up.
+    #[error("Cannot confine the sandbox's keeper")]
+    Confine(#[source] io::Error),
     /// Threads of the health checks.
     #[error("Cannot check the health of the sandbox")]
     Health(#[source] io::Error),
@@ -95,6 +99,18 @@ struct Life {
     moments: Moments,
     usage: Usage,
     removed: Result<(), SandboxError>,
+}
+
+/// Confines this process if it is to keep a microVM. What anything else may do is its own spec's, and its processes begin as its keeper's. Call it
+/// before threads are started.
+///
+/// # Errors
+/// [`KeeperError::Confine`].
+pub fn confine(isolation: Isolation) -> Result<(), KeeperError> {
+    match isolation {
+        Isolation::MicroVm => confine_keeper().map_err(KeeperError::Confine),
+        Isolation::Container | Isolation::Process => Ok(()),
+    }
 }
 
 impl Keeper {

@@ -22,5 +22,5 @@ mod serve;
 pub mod wire;
 
 pub use hub::Local;
-pub use life::{Ended, Keeper, KeeperError, Report};
+pub use life::{Ended, Keeper, KeeperError, Report, confine};
 pub use serve::Handle;

@@ -1,4 +1,5 @@
-//! How confined the processes of a live sandbox are, as this host's kernel says it (proc(5)): the monitor and its helpers, or what runs in a container.
+//! How confined the processes of a live sandbox are, as this host's kernel says it (proc(5)): its keeper, the monitor and its file servers or what
+//! runs in a container, and what makes its connections.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,9 +20,33 @@ const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "ut
 /// Sets of capabilities by their names in `/proc/PID/status`.
 const CAPABILITIES: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
 
+/// What a process is to its sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Keeps it, to its end.
+    Keeper,
+    /// Is in its cgroup: a monitor, file servers, or what runs in a container.
+    Sandbox,
+    /// Makes its connections.
+    Network,
+}
+
+impl Part {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Keeper => "keeper",
+            Self::Sandbox => "sandbox",
+            Self::Network => "network",
+        }
+    }
+}
+
 /// One process. What the kernel does not tell to the asker is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Posture {
+    /// What it is to its sandbox.
+    pub part: Part,
     /// Its number on this host.
     pub pid: u32,
     /// Its name.
@@ -30,9 +55,9 @@ pub struct Posture {
     pub user: Option<u32>,
     /// As above.
     pub group: Option<u32>,
-    /// Its sets of capabilities, by the kernel's names.
+    /// Its sets of capabilities, by the kernel's names: each has what any of its threads has.
     pub capabilities: BTreeMap<&'static str, u64>,
-    /// It cannot gain rights by executing a program.
+    /// None of its threads can gain rights by executing a program.
     pub no_new_privs: Option<bool>,
     /// Seccomp's mode of each of its threads, by the thread's number: 2 is a filter.
     pub seccomp: BTreeMap<u32, u8>,
@@ -44,33 +69,48 @@ pub struct Posture {
     pub descriptors: Option<BTreeMap<u32, PathBuf>>,
 }
 
-/// The processes of a sandbox now. None if it does not run.
-pub fn postures(id: &SandboxId) -> Vec<Posture> {
-    let processes = Cgroup::of(id).processes().unwrap_or_default();
-    processes.into_iter().take(MOST).filter_map(Posture::of).collect()
+/// The processes of a sandbox now, with the keeper that it has. None if it does not run.
+pub fn postures(id: &SandboxId, keeper: Option<u32>) -> Vec<Posture> {
+    let of = |cgroup: Cgroup| cgroup.processes().unwrap_or_default();
+    let parts = [
+        (Part::Keeper, keeper.into_iter().collect()),
+        (Part::Sandbox, of(Cgroup::of(id))),
+        (Part::Network, of(Cgroup::of_network(id))),
+    ];
+    let processes = parts.into_iter().flat_map(|(part, pids)| pids.into_iter().map(move |pid| (part, pid)));
+    processes.take(MOST).filter_map(|(part, pid)| Posture::of(part, pid)).collect()
 }
 
 impl Posture {
     /// `None` if the process is gone.
-    fn of(pid: u32) -> Option<Self> {
+    fn of(part: Part, pid: u32) -> Option<Self> {
         let place = PathBuf::from(format!("/proc/{pid}"));
         let status = Status::read(&place)?;
         let threads = numbers(&place.join("task")).unwrap_or_default();
-        let seccomp = threads.into_iter().filter_map(|thread| {
-            let status = Status::read(&place.join(format!("task/{thread}")))?;
-            Some((thread, status.number("Seccomp")?.try_into().ok()?))
+        let threads = threads.into_iter().filter_map(|number| {
+            let status = Status::read(&place.join(format!("task/{number}")))?;
+            Some((number, status))
         });
+        let threads: Vec<(u32, Status)> = threads.collect();
+        let seccomp = threads.iter().filter_map(|(number, status)| {
+            let mode = status.number("Seccomp")?.try_into().ok()?;
+            Some((*number, mode))
+        });
+        let any_has =
+            |name: &str| threads.iter().filter_map(|(_, status)| status.set(name)).reduce(|all, set| all | set);
+        let no_new_privs = threads.iter().map(|(_, status)| status.number("NoNewPrivs").map(|n| n == 1));
         let descriptors = numbers(&place.join("fd")).map(|all| {
             let named = |fd: u32| Some((fd, fs::read_link(place.join(format!("fd/{fd}"))).ok()?));
             all.into_iter().filter_map(named).collect()
         });
         Some(Self {
+            part,
             pid,
             name: status.word("Name", 0)?.to_owned(),
             user: status.word("Uid", 1).and_then(|word| word.parse().ok()),
             group: status.word("Gid", 1).and_then(|word| word.parse().ok()),
-            capabilities: CAPABILITIES.into_iter().filter_map(|name| Some((name, status.set(name)?))).collect(),
-            no_new_privs: status.number("NoNewPrivs").map(|n| n == 1),
+            capabilities: CAPABILITIES.into_iter().filter_map(|name| Some((name, any_has(name)?))).collect(),
+            no_new_privs: no_new_privs.reduce(|all, this| Some(all? && this?)).flatten(),
             seccomp: seccomp.collect(),
             own_namespaces: own_namespaces(&place),
             empty_root: fs::read_dir(place.join("root")).ok().map(|mut entries| entries.next().is_none()),
@@ -127,12 +167,12 @@ mod tests {
 
     #[test]
     fn a_process_is_read_back() {
-        let own = Posture::of(std::process::id()).unwrap();
+        let own = Posture::of(Part::Keeper, std::process::id()).unwrap();
         assert_eq!(own.user, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(own.own_namespaces, Some(Vec::new()), "they are the asker's");
         assert_eq!(own.empty_root, Some(false));
         assert!(own.descriptors.unwrap().len() >= 3 && own.capabilities.len() == 5 && !own.seccomp.is_empty());
-        assert_eq!(Posture::of(u32::MAX), None);
+        assert_eq!(Posture::of(Part::Sandbox, u32::MAX), None);
     }
 
     #[test]

@@ -29,10 +29,7 @@ pub struct Child<'a> {
     pub stderr: BorrowedFd<'a>,
     /// The folder of the cgroup it is born in. Being born there costs nothing, moving there later waits for all processors of the host.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Mounts that are attached nowhere, and the places where the program finds them, in this order. With any it has a mount namespace of its
-    /// own, and nobody else sees them.
-    pub mounts: &'a [(BorrowedFd<'a>, &'a Path)],
-    /// What it leaves behind. With walls its program must be static: it finds no file.
+    /// What it leaves behind. With walls its program finds no file but those of its room: without one it must be static.
     pub walls: Option<&'a Walls>,
 }
 
@@ -47,7 +44,7 @@ struct Plan<'a> {
     sources: Vec<OwnedFd>,
     null: OwnedFd,
     report: OwnedFd,
-    mounts: Vec<(OwnedFd, CString)>,
+    mounts: Vec<OwnedFd>,
     walls: Option<&'a Walls>,
 }
 
@@ -70,9 +67,9 @@ pub fn spawn(child: &Child<'_>) -> io::Result<OwnedFd> {
     let (hear, report_low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let report = copy(std::os::fd::AsFd::as_fd(&report_low))?;
     drop(report_low);
-    let place = |path: &Path| c_string(path.as_os_str().as_encoded_bytes());
-    let mounts = child.mounts.iter().map(|(mount, path)| Ok((copy(*mount)?, place(path)?)));
-    let mounts = mounts.collect::<io::Result<Vec<_>>>()?;
+    let room = child.walls.and_then(|walls| walls.room.as_ref());
+    let mounts = room.into_iter().flat_map(|room| &room.mounts);
+    let mounts = mounts.map(|(mount, _)| copy(std::os::fd::AsFd::as_fd(mount))).collect::<io::Result<Vec<_>>>()?;
     let file = child.walls.map(|_| open_program(&program, above)).transpose()?;
     let (walls, environment) = (child.walls, [std::ptr::null()]);
     let plan = Plan { program, file, args, environment, sources, null, report, mounts, walls };
@@ -195,9 +192,6 @@ fn become_program(plan: &Plan<'_>) -> ! {
 
 fn prepare(plan: &Plan<'_>) -> io::Result<()> {
     rustix::process::setsid()?;
-    if !plan.mounts.is_empty() {
-        attach(&plan.mounts)?;
-    }
     put(&plan.null, 0)?;
     put(&plan.null, 1)?;
     for (number, source) in (2..).zip(&plan.sources) {
@@ -210,22 +204,7 @@ fn prepare(plan: &Plan<'_>) -> io::Result<()> {
     if closed < 0 {
         return Err(io::Error::last_os_error());
     }
-    plan.walls.map_or(Ok(()), Walls::put_up)
-}
-
-/// Attaches mounts in a mount namespace of this process's own, from which nothing reaches the caller's.
-fn attach(mounts: &[(OwnedFd, CString)]) -> io::Result<()> {
-    use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
-    // SAFETY: unshare(2) takes no pointer; CLONE_NEWNS changes what paths mean to this process only, which has one thread.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    for (mount, place) in mounts {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(mount, c"", rustix::fs::CWD, place.as_c_str(), flags)?;
-    }
-    Ok(())
+    plan.walls.map_or(Ok(()), |walls| walls.put_up(&plan.mounts))
 }
 
 /// dup2(2): the copy outlives exec.
@@ -262,15 +241,8 @@ mod tests {
     fn run(script: &str, fds: &[BorrowedFd<'_>]) -> (i32, String) {
         let (out, err) = rustix::pipe::pipe().unwrap();
         let args = ["-c".to_owned(), script.to_owned()];
-        let child = Child {
-            program: Path::new("/bin/sh"),
-            args: &args,
-            fds,
-            stderr: err.as_fd(),
-            cgroup: None,
-            mounts: &[],
-            walls: None,
-        };
+        let child =
+            Child { program: Path::new("/bin/sh"), args: &args, fds, stderr: err.as_fd(), cgroup: None, walls: None };
         let process = spawn(&child).unwrap();
         drop(err);
         let mut text = String::new();
@@ -303,7 +275,6 @@ mod tests {
             fds: &[],
             stderr: null.as_fd(),
             cgroup: None,
-            mounts: &[],
             walls: None,
         };
         assert_eq!(spawn(&child).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -22,7 +22,6 @@ pub mod netns;
 pub mod raw;
 pub mod rlimit;
 pub mod runtime;
-#[cfg(feature = "cli")]
 pub mod seccomp;
 pub mod signals;
 pub mod spawn;

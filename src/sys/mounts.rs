@@ -50,6 +50,14 @@ pub fn files_view(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     view(path, attr_set | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC)
 }
 
+/// The same for a process that only runs programs that are there, and reads their libraries.
+///
+/// # Errors
+/// As [`tree_view`].
+pub fn programs_view(path: &Path) -> io::Result<OwnedFd> {
+    view(path, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID)
+}
+
 /// An empty read-only folder with one empty file of this name, over which something can be attached, on a mount that is attached nowhere.
 ///
 /// # Errors
@@ -77,7 +85,7 @@ fn view(path: &Path, attr_set: u64) -> io::Result<OwnedFd> {
     Ok(view)
 }
 
-fn set_read_only(mount: impl AsFd) -> io::Result<()> {
+pub(super) fn set_read_only(mount: impl AsFd) -> io::Result<()> {
     set(mount, &MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 }, 0)
 }
 

@@ -31,12 +31,15 @@ const NEEDS: &[Need] = &[
     Need::File(BUSYBOX),
     Need::File("/usr/lib/qemu/virtiofsd"),
 ];
+const BESIDE: &[Need] =
+    &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::File("/usr/lib/qemu/virtiofsd"), Need::Program("passt")];
 const DRILL: &[Need] =
     &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone, Need::File("target/drill/duplex-vmm")];
 const IMAGE: &str = "box:1";
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "walls::a_monitor_has_nothing", needs: NEEDS, run: posture },
+    Case { name: "walls::the_processes_beside_a_monitor_have_little", needs: BESIDE, run: beside },
     Case { name: "walls::nothing_that_an_attacker_tries_succeeds", needs: DRILL, run: drill },
     Case { name: "walls::an_attack_is_told", needs: DRILL, run: attack_is_told },
 ];
@@ -126,6 +129,75 @@ fn assert_nothing(monitor: &Value) {
     }
 }
 
+/// Capabilities by their numbers (linux/capability.h): what changes files' owners, modes and attributes, a smaller root, and giving up the rest.
+const OF_FILES: &[u32] = &[0, 1, 3, 4, 6, 7, 8, 18, 24, 31];
+/// Those of which a keeper has none: code in the kernel, hardware, files past all permissions, devices, the clock, the log, other kinds of policy.
+const OF_THE_HOST: &[u32] = &[2, 9, 16, 17, 22, 25, 27, 30, 32, 33, 34, 38, 40];
+
+fn bits(numbers: &[u32]) -> u64 {
+    numbers.iter().map(|number| 1_u64 << number).sum()
+}
+
+/// A keeper, a file server and passt: all of their threads, from the kernel's own words.
+fn beside() -> Verdict {
+    let place = Place::new();
+    let text = place.folder().join("text");
+    fs::write(&text, "text").unwrap();
+    let share = format!("{}:/share", place.folder().display());
+    let one = format!("{}:/one:ro", text.display());
+    place.run("microvm", &["--name", "box", "-v", &share, "-v", &one, "-p", "8197:80", "workloads", "pause"]);
+    assert_eq!(place.say(&["exec", "box", "/workloads", "cat", "/share/text", "/one"]), "texttext");
+    let all = processes(&place, "box");
+    let named = |name: &str| all.iter().filter(|p| p["Name"].as_str().unwrap().starts_with(name)).collect::<Vec<_>>();
+    for process in &all {
+        let modes = process["Seccomp"].as_object().unwrap();
+        assert!(!modes.is_empty() && modes.values().all(|mode| *mode == 2), "{process:#}");
+        assert_eq!(process["NoNewPrivs"], true, "{process:#}");
+    }
+    let set =
+        |process: &Value, name: &str| u64::from_str_radix(process["Capabilities"][name].as_str().unwrap(), 16).unwrap();
+    let keeper = named("duplex").into_iter().find(|p| p["Part"] == "keeper").expect("a keeper");
+    for name in ["CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"] {
+        assert_eq!(set(keeper, name) & bits(OF_THE_HOST), 0, "{keeper:#}");
+    }
+    let servers = named("virtiofsd");
+    assert_eq!(servers.len(), 2, "one process for each share: {all:#?}");
+    for server in servers {
+        for name in ["CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"] {
+            assert_eq!(set(server, name) & !bits(OF_FILES), 0, "{server:#}");
+        }
+        assert_eq!(server["OwnNamespaces"], json!(["cgroup", "ipc", "mnt", "net", "pid", "uts"]));
+        sees_only_its_share(server);
+    }
+    let passt = named("passt");
+    assert!(passt.len() == 1 && passt[0]["Part"] == "network", "{all:#?}");
+    assert_eq!((set(passt[0], "CapPrm"), &passt[0]["User"], &passt[0]["EmptyRoot"]), (0, &json!(65534), &json!(true)));
+    let own = passt[0]["OwnNamespaces"].as_array().unwrap();
+    assert!(["ipc", "mnt", "user", "uts"].iter().all(|name| own.contains(&json!(name))), "{own:?}");
+    place.say(&["rm", "-f", "box"]);
+    Ok(())
+}
+
+/// From no folder that a file server has open is there a way to anything of the host but the share, programs' libraries and its own process.
+fn sees_only_its_share(server: &Value) {
+    let mut rooms = 0;
+    for number in server["Descriptors"].as_object().unwrap().keys() {
+        let mut path = PathBuf::from(format!("/proc/{}/fd/{number}", server["Pid"]));
+        if !path.is_dir() {
+            continue;
+        }
+        // Upwards to where it goes no further.
+        (0..8).for_each(|_| path.push(".."));
+        let mut names = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let room = ["usr", "lib", "lib64", "nix", "etc", "proc", "processes", "share"];
+        assert!(names.all(|name| room.contains(&name.as_str())), "{number}: {path:?}");
+        assert!(!path.join("proc/sys/kernel").exists() && !path.join("etc/passwd").exists());
+        assert!(fs::write(path.join("file"), "").is_err(), "a room cannot be written");
+        rooms += 1;
+    }
+    assert!(rooms > 0, "{server:#}");
+}
+
 fn drill_monitor() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/drill/duplex-vmm")
 }
@@ -168,15 +240,8 @@ fn attempt(role: &str, number: usize, kernel: &File) -> (String, End) {
     let fds: [BorrowedFd<'_>; 4] = [kvm.as_fd(), kernel.as_fd(), theirs.as_fd(), spec.as_fd()];
     let walls = around_monitor(&"0123456789ab".parse().unwrap(), 64 << 20, 0);
     let program = drill_monitor();
-    let child = Child {
-        program: &program,
-        args: &args,
-        fds: &fds,
-        stderr: stderr.as_fd(),
-        cgroup: None,
-        mounts: &[],
-        walls: Some(&walls),
-    };
+    let child =
+        Child { program: &program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: None, walls: Some(&walls) };
     let process: OwnedFd = spawn(&child).unwrap();
     drop(theirs);
     let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();

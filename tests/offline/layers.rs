@@ -17,7 +17,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("lab", &["doctor"]),
     ("net", &[]),
     ("sandbox", &["vmm", "container", "image", "volume", "net", "jail"]),
-    ("keeper", &["sandbox", "volume"]),
+    ("keeper", &["sandbox", "volume", "jail"]),
     ("compare", &["sandbox", "doctor"]),
     ("fuzz", &["vmm", "container", "image", "volume", "net", "lab", "sandbox", "keeper", "compare", "cli"]),
     ("cli", &["compare", "keeper", "sandbox", "image", "volume", "lab", "doctor", "container"]),

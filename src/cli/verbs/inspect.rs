@@ -65,7 +65,7 @@ fn described(seen: &Seen) -> Result<Value, Failure> {
         "Mounts": spec.mounts.iter().map(|mount| described_mount(mount, definition.store.as_deref())).collect::<Vec<_>>(),
         "HostConfig": host_config(seen),
         "NetworkSettings": network_settings(seen),
-        "Confinement": posture::postures(&spec.id).iter().map(confinement).collect::<Vec<_>>(),
+        "Confinement": posture::postures(&spec.id, standing.keeper).iter().map(confinement).collect::<Vec<_>>(),
         "Config": {
             "Hostname": spec.hostname,
             "User": spec.process.user,
@@ -155,6 +155,7 @@ fn confinement(posture: &Posture) -> Value {
     let capabilities =
         posture.capabilities.iter().map(|(name, set)| ((*name).to_owned(), json!(format!("{set:016x}"))));
     json!({
+        "Part": posture.part.word(),
         "Pid": posture.pid,
         "Name": posture.name,
         "User": posture.user,

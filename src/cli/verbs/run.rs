@@ -15,7 +15,7 @@ use crate::cli::signals::Proxy;
 use crate::cli::{Context, engine, environment, streams, swap, terminal};
 use crate::compare::Trace;
 use crate::image::{Image, ImageConfig, Lease, Reference};
-use crate::keeper::{Ended, Keeper};
+use crate::keeper::{Ended, Keeper, confine};
 use crate::sandbox::roster::Entry;
 use crate::spec::{Definition, Isolation, Moment, Moments, MountSource, SandboxId};
 use crate::sys::clock::{monotonic_ns, realtime_ns};
@@ -274,6 +274,7 @@ fn defaults(config: &ImageConfig) -> ImageDefaults {
 /// The sandbox from its creation until nothing of it but its entry is left.
 fn live(context: &Context, entry: Entry, image: &Image) -> Result<Ended, Failure> {
     let spec = entry.definition.spec.clone();
+    confine(spec.isolation).map_err(run_failed)?;
     let backend = engine::backend(&context.installation, &spec, image);
     let terminal = spec.process.terminal.is_some();
     let connected = spec.process.stdin && terminal::stdin_is_terminal();

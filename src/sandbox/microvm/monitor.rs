@@ -127,7 +127,6 @@ impl Monitor {
             fds: &fds,
             stderr: stderr.as_fd(),
             cgroup: Some(cgroup),
-            mounts: &[],
             walls: Some(machine.walls()),
         })?;
         reach.with(|held| {

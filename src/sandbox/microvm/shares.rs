@@ -1,15 +1,17 @@
 //! Folders and files of the host in a microVM: for each a file server (virtiofsd) that has nothing else, and a file system device of the machine.
 //!
 //! ```text
-//! view of the folder, attached nowhere -- in a mount namespace of its own --> virtiofsd: pivot_root, no network, few capabilities, seccomp
-//!                                                                                |  \
-//!                                              socket in the sandbox's folder ---'   guest memory, lent by the monitor
+//! view of the folder, attached nowhere -- in a room of its own (`jail`) --> virtiofsd: chroot, few capabilities, seccomp
+//!                                                                              |  \
+//!                                            socket in the sandbox's folder ---'   guest memory, lent by the monitor
 //! ```
 //!
 //! virtiofsd sees the view as its whole file tree: a folder, or an empty folder of ours with the one file over it. A view for reading only is
-//! read-only to it too. It is in the sandbox's cgroup and ends with the monitor's end of the socket.
+//! read-only to it too. Around that tree is a room with programs' libraries only, in namespaces of its own, and a filter of ours under its own:
+//! left to itself, the one of Debian 12 keeps a thread with all of root's capabilities and no filter, and a way to `/proc/sys`. It is in the
+//! sandbox's cgroup and ends with the monitor's end of the socket.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,11 +22,13 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::monitor::clean;
+use crate::jail::around_file_server;
 use crate::sandbox::binds::{self, BindError};
 use crate::spec::{MIB, MountSource, SandboxSpec};
 use crate::sys::birth::{Child, FIRST_FD, spawn};
 use crate::sys::last_words::{self, LastWords};
-use crate::sys::mounts::{files_view, folder_of_one};
+use crate::sys::mounts::{files_view, folder_of_one, programs_view};
+use crate::sys::walls::{PROCESSES, Room};
 
 /// Most folders and files of the host in one machine.
 const MOST: usize = crate::vmm::assemble::MOST_SHARES;
@@ -32,13 +36,16 @@ const MOST: usize = crate::vmm::assemble::MOST_SHARES;
 /// Name of the one file in a share of a file.
 const ONE: &str = "file";
 
+/// What is shared, in a file server's root.
+const SHARE: &str = "share";
+
 /// The file server of QEMU, in Debian 12, and the one that replaced it.
 const OF_QEMU: &str = "/usr/lib/qemu/virtiofsd";
 const PROGRAMS: [&str; 4] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/virtiofsd/virtiofsd", OF_QEMU];
 
 /// Host memory that a file server may use beside what it holds open for the guest.
 const MEMORY: u64 = 64 * MIB;
-/// Its processes and threads: two of each, and some for a moment.
+/// Its threads: four, and some for a moment.
 const THREADS: u32 = 16;
 
 /// What the tags of all devices begin with.
@@ -77,9 +84,6 @@ pub enum ShareError {
         "virtiofsd is not installed: apt-get install qemu-system-common (Debian 12) or virtiofsd (later), or use a volume (-v NAME:/path)"
     )]
     Missing,
-    /// Programs' arguments are text.
-    #[error("The state folder {0} must have a name in UTF-8 for a microVM to share folders")]
-    State(PathBuf),
     /// No socket.
     #[error("Cannot make a socket in {path}")]
     Socket {
@@ -118,7 +122,6 @@ pub(super) struct Shares {
     program: PathBuf,
     views: Vec<View>,
     listeners: Vec<UnixListener>,
-    home: PathBuf,
     servers: Vec<Server>,
 }
 
@@ -175,7 +178,6 @@ impl Shares {
     /// Makes a socket for each, in the sandbox's folder, where nobody else comes. Returns the monitor's ends, with the tags of the devices.
     pub(super) fn connect(&mut self, home: &Path) -> Result<Vec<(String, UnixStream)>, ShareError> {
         let wrong = |source| ShareError::Socket { path: home.to_owned(), source };
-        home.clone_into(&mut self.home);
         let mut ends = Vec::new();
         if self.views.is_empty() {
             return Ok(ends);
@@ -199,15 +201,10 @@ impl Shares {
         let views = std::mem::take(&mut self.views);
         for (view, listener) in views.into_iter().zip(std::mem::take(&mut self.listeners)) {
             let program = &self.program;
-            let source = self.home.to_str().ok_or_else(|| ShareError::State(self.home.clone()))?;
-            let args = args(program, source, FIRST_FD);
+            let args = args(program, FIRST_FD);
             let wrong = |source| ShareError::Spawn { program: program.clone(), source };
             let stderr = LastWords::new().map_err(wrong)?;
-            let inner = self.home.join(ONE);
-            let mounts: &[(BorrowedFd<'_>, &Path)] = match &view.around {
-                Some(around) => &[(around.as_fd(), &self.home), (view.view.as_fd(), &inner)],
-                None => &[(view.view.as_fd(), &self.home)],
-            };
+            let walls = around_file_server(room(view.around, view.view).map_err(wrong)?);
             let fds = [listener.as_fd()];
             let child = Child {
                 program,
@@ -215,8 +212,7 @@ impl Shares {
                 fds: &fds,
                 stderr: stderr.as_fd(),
                 cgroup: Some(cgroup),
-                mounts,
-                walls: None,
+                walls: Some(&walls),
             };
             let process = spawn(&child).map_err(wrong)?;
             self.servers.push(Server { path: view.path, process, stderr });
@@ -291,21 +287,67 @@ impl Server {
     }
 }
 
-/// Arguments of a file server that shows `source` to who has connected to this listening socket.
+/// Where programs and their libraries are, by names that some distributions have as links into the others.
+const LIBRARIES: [&str; 4] = ["usr", "lib", "lib64", "nix"];
+/// What tells the loader where in them.
+const LOADER_CACHE: &str = "etc/ld.so.cache";
+
+/// How many files the host can have open.
+const MOST_FILES: &str = "proc/sys/fs/file-max";
+
+/// A room with the view, or with the folder around it and the view in that, at [`SHARE`], and beside it the libraries of this host.
+fn room(around: Option<OwnedFd>, view: OwnedFd) -> io::Result<Room> {
+    let text = |path: &str| CString::new(path).map_err(io::Error::other);
+    let mut room = Room::default();
+    for name in LIBRARIES {
+        let path = Path::new("/").join(name);
+        match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => {
+                let says = CString::new(std::fs::read_link(&path)?.into_os_string().into_encoded_bytes());
+                room.links.push((says.map_err(io::Error::other)?, text(name)?));
+            }
+            Ok(found) if found.is_dir() => {
+                room.folders.push(text(name)?);
+                room.mounts.push((programs_view(&path)?, text(name)?));
+            }
+            _ => {}
+        }
+    }
+    let cache = Path::new("/").join(LOADER_CACHE);
+    if cache.is_file() {
+        room.folders.push(c"etc".to_owned());
+        room.files.push(text(LOADER_CACHE)?);
+        room.mounts.push((programs_view(&cache)?, text(LOADER_CACHE)?));
+    }
+    // Of the kernel's /proc it has its own processes, by which it opens files again, and the number that it asks for.
+    room.folders.extend([c"proc".to_owned(), c"proc/sys".to_owned(), c"proc/sys/fs".to_owned()]);
+    room.links.push((text(&format!("../{PROCESSES}/self"))?, c"proc/self".to_owned()));
+    room.files.push(text(MOST_FILES)?);
+    room.mounts.push((files_view(&Path::new("/").join(MOST_FILES), true)?, text(MOST_FILES)?));
+    room.folders.push(text(SHARE)?);
+    if let Some(around) = around {
+        room.mounts.push((around, text(SHARE)?));
+        room.mounts.push((view, text(&format!("{SHARE}/{ONE}"))?));
+    } else {
+        room.mounts.push((view, text(SHARE)?));
+    }
+    Ok(room)
+}
+
+/// Arguments of a file server that shows what its room has at [`SHARE`] to who has connected to this listening socket.
 ///
 /// Contents are cached and attributes are not: each access asks the host whether a file has changed, and shared mappings are possible. File
-/// locks stay in the guest. Without CAP_MKNOD root in the guest makes no device nodes on the host.
-fn args(program: &Path, source: &str, socket: i32) -> Vec<String> {
+/// locks stay in the guest. Without CAP_MKNOD root in the guest makes no device nodes on the host. Its namespaces are made for it, without the
+/// capabilities that making them takes.
+fn args(program: &Path, socket: i32) -> Vec<String> {
     let socket = format!("--fd={socket}");
     if program.as_os_str() != OsStr::new(OF_QEMU) {
-        let words = ["--sandbox=namespace", "--cache=metadata", "--announce-submounts", "--xattr", "--log-level=error"];
-        let shared = format!("--shared-dir={source}");
+        let words = ["--sandbox=chroot", "--cache=metadata", "--announce-submounts", "--xattr", "--log-level=error"];
+        let shared = format!("--shared-dir=/{SHARE}");
         return words.into_iter().map(str::to_owned).chain([socket, shared, "--modcaps=-mknod".to_owned()]).collect();
     }
-    // libfuse's options are separated by commas, and a backslash takes a character as it is.
-    let source = source.replace('\\', "\\\\").replace(',', "\\,");
     let options = format!(
-        "sandbox=namespace,cache=auto,timeout=0,xattr,announce_submounts,no_posix_lock,no_flock,modcaps=-mknod,log_level=err,source={source}"
+        "sandbox=chroot,cache=auto,timeout=0,xattr,announce_submounts,no_posix_lock,no_flock,modcaps=-mknod,log_level=err,source=/{SHARE}"
     );
     vec![socket, "-f".to_owned(), "-o".to_owned(), options]
 }
@@ -316,11 +358,11 @@ mod tests {
 
     #[test]
     fn arguments_are_the_programs_own() {
-        let words = args(Path::new(OF_QEMU), "/a,b\\c", 3);
+        let words = args(Path::new(OF_QEMU), 3);
         assert!(words.contains(&"--fd=3".to_owned()));
-        assert!(words.last().unwrap().ends_with(",source=/a\\,b\\\\c"), "{words:?}");
-        let words = args(Path::new("/usr/libexec/virtiofsd"), "/a,b", 3);
-        assert!(words.contains(&"--fd=3".to_owned()) && words.contains(&"--shared-dir=/a,b".to_owned()), "{words:?}");
+        assert!(words.last().unwrap().ends_with(",source=/share"), "{words:?}");
+        let words = args(Path::new("/usr/libexec/virtiofsd"), 3);
+        assert!(words.contains(&"--fd=3".to_owned()) && words.contains(&"--shared-dir=/share".to_owned()), "{words:?}");
     }
 
     #[test]
