@@ -131,9 +131,10 @@ pub fn give_child_birth(cgroup: BorrowedFd<'_>) -> io::Result<Birth> {
     Ok(give_birth(Some(cgroup))?.map_or(Birth::Child, Birth::Parent))
 }
 
+/// Who has joined a container's mount namespace has no number in the `/proc` of that one: there is nothing to be counted then.
 fn check_alone() -> io::Result<()> {
-    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
-    if alone { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EDEADLK)) }
+    let several = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1);
+    if several { Err(io::Error::from_raw_os_error(libc::EDEADLK)) } else { Ok(()) }
 }
 
 /// Waits for the end of a child and takes its status.
