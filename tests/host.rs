@@ -76,6 +76,8 @@ mod life;
 mod net_rate;
 #[path = "host/network.rs"]
 mod network;
+#[path = "host/noise.rs"]
+mod noise;
 #[path = "host/probes.rs"]
 mod probes;
 #[path = "host/programs.rs"]
@@ -126,6 +128,7 @@ const ALL: &[&[runner::Case]] = &[
     net_device::CASES,
     net_rate::CASES,
     network::CASES,
+    noise::CASES,
     probes::CASES,
     programs::CASES,
     rates::CASES,
