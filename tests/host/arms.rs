@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::life::Place;
 use crate::runner::{Case, Need, Verdict, cases_with};
 
-const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::CgroupV2, Need::Program("crun"), Need::Program("runc")];
+const NEEDS: &[Need] =
+    &[Need::Host, Need::Root, Need::CgroupV2, Need::Alone, Need::Program("crun"), Need::Program("runc")];
 
 cases_with!("arms", Place::new(), [a_plain_process_shows_what_a_container_costs, outside_runtimes_are_arms, refusals]);
 

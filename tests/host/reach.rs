@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::life::Place;
 use crate::runner::{Case, Need, Verdict, cases_with};
 
-const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2];
+const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Alone];
 
 cases_with!("reach", Place::new(), [calls_of_a_container_are_the_hosts_and_those_of_a_microvm_are_not]);
 
