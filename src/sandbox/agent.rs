@@ -282,6 +282,8 @@ impl Speech {
                         return Err(AgentError::Deaf);
                     }
                 }
+                // Nobody is there any more: the end of what it said tells so, and the machine's own end why.
+                Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => break,
                 Err(e) => return Err(e.into()),
             }
         }

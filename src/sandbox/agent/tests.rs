@@ -70,6 +70,16 @@ fn a_whole_conversation() {
 }
 
 #[test]
+fn one_that_left_is_told_by_the_end_of_its_words() {
+    let (mut client, mut guest) = pair();
+    tell(&mut guest, &hello());
+    drop(guest);
+    assert_eq!(client.hear().unwrap(), Heard::Message(hello()));
+    client.start(start()).unwrap();
+    assert_eq!(client.hear().unwrap(), Heard::End);
+}
+
+#[test]
 fn messages_out_of_turn_are_errors() {
     let exited = ToHost::Exited { ending: Ending::Code(0), oom: false };
     let failed = ToHost::StartFailed { kind: FailureKind::Other, text: String::new() };
