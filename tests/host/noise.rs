@@ -38,7 +38,7 @@ cases_with!(
 const MOST: f64 = 5.0;
 
 /// How often a measurement is made before it counts against the promise: this host may have been busy itself.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 3;
 
 /// Messages of one measurement, alone and beside each, in so many turns. Some at the beginning of a turn do not count.
 const MESSAGES: usize = 100;
