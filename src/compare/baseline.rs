@@ -1,7 +1,8 @@
 //! A result beside an earlier one: what got worse by more than is allowed.
 //!
 //! On hardware times are held against the earlier times. In the lab, where a time depends on who else uses the machine, what an arm takes is
-//! first divided by what the first arm of the same result takes, in both results. Memory and bytes on disk are compared as they are.
+//! first divided by what the first arm of the same result takes, in both results. Memory, also that of idle sandboxes ([`density`]), and bytes
+//! on disk are compared as they are.
 
 use serde::Deserialize;
 
@@ -10,6 +11,8 @@ use super::record::{ArmRecord, Record, Run, SCHEMA, SCHEMA_1};
 use super::stats::{Ratio, change};
 use super::verdict::{LEAST_MEMORY_ROUNDS, LEAST_ROUNDS};
 use super::words::{known, memory_label};
+
+mod density;
 
 /// Why a file is not a baseline, or not one of this comparison.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +73,7 @@ impl Fate {
 pub struct Change {
     /// The arm.
     pub arm: String,
-    /// The figure, as in comparisons; `disk_bytes` beside them.
+    /// The figure, as in comparisons; `disk_bytes` and `density.<figure>` beside them.
     pub figure: String,
     /// Now over then.
     pub ratio: Ratio,
@@ -175,6 +178,7 @@ pub fn against(record: &Record, earlier: &Record, allowed: f64) -> Against {
             changes.extend(ratio.map(|r| judged(arm, &format!("memory_bytes.{kind}"), r, enough, allowed)));
         }
         changes.extend(disk(arm, then).map(|r| judged(arm, "disk_bytes", r, true, allowed)));
+        changes.extend(density::changes(arm, then, allowed));
     }
     Against {
         began_unix_s: earlier.began_unix_s,
@@ -234,21 +238,22 @@ fn unequal(now: &Record, then: &Record) -> Vec<String> {
         ("image", then.image.digest.short(), now.image.digest.short()),
     ];
     let differ = facts.iter().filter(|(_, a, b)| a != b);
-    differ.map(|(what, a, b)| format!("The {what} is another: {a} then, {b} now.")).collect()
+    let facts = differ.map(|(what, a, b)| format!("The {what} is another: {a} then, {b} now."));
+    facts.chain(density::unequal(now, then)).collect()
 }
 
 /// What became of it all, in a sentence.
 pub fn summary(against: &Against) -> String {
     let percent = against.allowed * 100.0;
-    let worse: Vec<String> =
-        against.regressed().map(|c| format!("{} of {} ({:.2} x)", label(&c.figure), c.arm, c.ratio.ratio)).collect();
+    let told = |c: &Change| format!("{} of {} ({:.2} x)", label(&c.figure), c.arm, c.ratio.ratio);
+    let worse: Vec<String> = against.regressed().map(told).collect();
     let open = against.changes.iter().filter(|c| c.fate == Fate::CannotTell).count();
     let beside = "Beside the earlier result";
     match (worse.is_empty(), open) {
-        (false, _) => format!("{beside} these grew by more than {percent} %: {}.", worse.join(", ")),
-        (true, 0) => format!("{beside} nothing grew by more than {percent} %."),
+        (false, _) => format!("{beside} these are worse by more than {percent} %: {}.", worse.join(", ")),
+        (true, 0) => format!("{beside} nothing is worse by more than {percent} %."),
         (true, n) => {
-            format!("{beside} nothing is seen to have grown by more than {percent} %; {n} figures cannot tell.")
+            format!("{beside} nothing is seen to be worse by more than {percent} %; {n} figures cannot tell.")
         }
     }
 }
@@ -257,6 +262,9 @@ pub fn summary(against: &Against) -> String {
 pub(super) fn label(figure: &str) -> &str {
     match figure.split_once('.') {
         Some(("memory_bytes", kind)) => memory_label(kind),
+        Some(("density", _)) => {
+            density::FIGURES.iter().find(|(name, _)| *name == figure).map_or(figure, |(_, label)| label)
+        }
         _ if figure == "disk_bytes" => "bytes on disk",
         _ => super::words::figure_label(figure),
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::compare::density::{Stopped, Sweep};
 use crate::compare::drive::tests::{plan, recorded};
 use crate::spec::MemorySize;
 
@@ -110,4 +111,78 @@ fn what_is_no_baseline_of_this_is_refused_by_name() {
     let mut other = plan();
     other.arms.reverse();
     assert!(words(&other, true).contains("first arm is 'container'"));
+}
+
+/// The record with the sweep of its second arm changed.
+fn swept(mut record: Record, change: impl Fn(&mut Sweep)) -> Record {
+    record.arms[1].density.as_mut().map(change).unwrap();
+    record
+}
+
+#[test]
+fn memory_of_idle_sandboxes_counts_and_how_many_there_were() {
+    let record = recorded();
+    let found = against(&record, &record, 0.1);
+    for (figure, _) in density::FIGURES {
+        assert_eq!(fate(&found, "microvm", figure), Some(Fate::Held), "{figure}");
+        assert_eq!(fate(&found, "container", figure), Some(Fate::Held), "of the lab's first arm too: {figure}");
+    }
+    let heavier = swept(record.clone(), |sweep| {
+        sweep.figures.first_bytes = sweep.figures.first_bytes.map(|bytes| bytes * 6 / 5);
+        sweep.figures.further_bytes = sweep.figures.further_bytes.map(|bytes| bytes * 5 / 4);
+    });
+    let found = against(&heavier, &record, 0.1);
+    assert_eq!(fate(&found, "microvm", "density.first_bytes"), Some(Fate::Regressed));
+    assert_eq!(fate(&found, "microvm", "density.further_bytes"), Some(Fate::Regressed));
+    assert_eq!(fate(&found, "microvm", "density.instances"), Some(Fate::Held));
+    assert!(summary(&found).contains("memory of each further one of microvm (1.25 x)"), "{}", summary(&found));
+    assert_eq!(against(&heavier, &record, 0.3).regressed().count(), 0, "more is allowed");
+    assert_eq!(against(&record, &heavier, 0.1).regressed().count(), 0, "less is no fault");
+}
+
+#[test]
+fn fewer_idle_sandboxes_are_worse_unless_the_host_had_less_to_give() {
+    let record = recorded();
+    let fewer = |stopped| {
+        swept(record.clone(), |sweep| {
+            sweep.steps.pop();
+            sweep.stopped = stopped;
+        })
+    };
+    let of = |now: &Record, then: &Record| {
+        let found = against(now, then, 0.1);
+        let change = found.changes.into_iter().find(|c| c.arm == "microvm" && c.figure == "density.instances").unwrap();
+        (change.fate, change.ratio.ratio)
+    };
+    let (fate, ratio) = of(&fewer(Stopped::Start), &record);
+    assert_eq!((fate, ratio < 0.9), (Fate::Regressed, true));
+    assert_eq!(of(&record, &fewer(Stopped::Start)).0, Fate::Held, "more is no fault");
+    assert_eq!(of(&fewer(Stopped::Reserve), &record).0, Fate::Regressed);
+    let fuller = swept(fewer(Stopped::Reserve), |sweep| sweep.available_before_bytes = Some(1));
+    assert_eq!(of(&fuller, &record).0, Fate::CannotTell);
+    let none = swept(fewer(Stopped::Start), |sweep| sweep.steps.clear());
+    assert_eq!(of(&none, &record), (Fate::Regressed, 0.0));
+}
+
+#[test]
+fn what_only_one_of_two_results_has_of_idle_sandboxes_is_named() {
+    let record = recorded();
+    let said = |now: &Record, then: &Record| {
+        let found = against(now, then, 0.1);
+        let count = found.changes.iter().filter(|c| c.arm == "microvm" && c.figure.starts_with("density.")).count();
+        (found.unequal.join(" "), count)
+    };
+    assert_eq!(said(&record, &record), (String::new(), 3));
+    let mut without = record.clone();
+    without.arms[1].density = None;
+    let (words, count) = said(&without, &record);
+    assert!(words.contains("Only the earlier result has idle sandboxes of microvm") && count == 0, "{words}");
+    assert!(said(&record, &without).0.contains("Only the new result has"));
+    let longer = swept(record.clone(), |sweep| sweep.most = 64);
+    let (words, count) = said(&longer, &record);
+    assert!(words.contains("had other limits: 3, a reserve") && words.contains("64, a reserve"), "{words}");
+    assert_eq!(count, 2, "what each costs is compared, how many were reached is not");
+    let silent = swept(record.clone(), |sweep| sweep.figures.further_bytes = None);
+    let (words, count) = said(&silent, &record);
+    assert!(words.contains("memory of each further one of microvm's idle") && count == 2, "{words}");
 }
