@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Isolation;
+use crate::sys::counts::PAIRS;
 
 /// What of itself a sandbox shows for this, one behind the other.
 pub(super) const INSIDE: [&str; 2] = ["/proc/self/status", "/proc/self/mountinfo"];
@@ -44,13 +45,32 @@ pub struct Counts {
     pub distinct: u64,
     /// How many of each: system calls by their numbers on x86-64, exits by the processor's name for their reason.
     pub by_kind: BTreeMap<String, u64>,
+    /// How many of the total are missing in `by_kind`: the kernel's table of kinds was full, so that there are more different ones than `distinct`.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub unsorted: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it by reference")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Counts {
-    /// Of these.
-    pub fn of(by_kind: BTreeMap<String, u64>) -> Self {
-        let total = by_kind.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
-        Self { total, distinct: by_kind.len() as u64, by_kind }
+    /// Of these, and so many of which the kind is not known.
+    pub fn of(by_kind: BTreeMap<String, u64>, unsorted: u64) -> Self {
+        let total = by_kind.values().fold(unsorted, |sum: u64, count| sum.saturating_add(*count));
+        Self { total, distinct: by_kind.len() as u64, by_kind, unsorted }
+    }
+
+    /// What is not known of these events, if anything, in a sentence.
+    pub(super) fn without_kinds(&self, what: &str) -> Option<String> {
+        let full = || {
+            format!(
+                "the kinds of {} {what}: the table of {PAIRS} kinds, of all sandboxes together, was full",
+                self.unsorted
+            )
+        };
+        (self.unsorted > 0).then(full)
     }
 
     /// The most frequent ones, so many.
@@ -236,7 +256,13 @@ mod tests {
 
     #[test]
     fn counts_add_up() {
-        let counts = Counts::of([("1", 5), ("0", 9), ("7", 5)].map(|(k, n)| (k.to_owned(), n)).into());
+        let counts =
+            |unsorted| Counts::of([("1", 5), ("0", 9), ("7", 5)].map(|(k, n)| (k.to_owned(), n)).into(), unsorted);
+        assert_eq!((counts(3).total, counts(3).distinct, counts(3).unsorted), (22, 3, 3));
+        let words = "the kinds of 3 exits: the table of 32768 kinds, of all sandboxes together, was full";
+        assert_eq!(counts(3).without_kinds("exits").unwrap(), words);
+        let counts = counts(0);
+        assert_eq!(counts.without_kinds("exits"), None);
         assert_eq!((counts.total, counts.distinct), (19, 3));
         assert_eq!(counts.most(2), [("0", 9), ("1", 5)]);
     }

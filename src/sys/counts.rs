@@ -25,6 +25,8 @@ const RAW_TRACEPOINT: Hook = Hook { program: 17, attach: 0 };
 const LOOK_UP: i32 = 1;
 const UPDATE: i32 = 2;
 const ANCESTOR_CGROUP: i32 = 123;
+/// BPF_NOEXIST: an update of what is there already is refused.
+const NO_EXIST: i32 = 1;
 
 /// PERF_TYPE_TRACEPOINT, PERF_FLAG_FD_CLOEXEC, and requests to a perf event (perf_event_open(2)).
 const PERF_TRACEPOINT: u32 = 2;
@@ -32,9 +34,11 @@ const PERF_CLOEXEC: libc::c_ulong = 8;
 const SET_BPF: libc::c_ulong = 0x4004_2408;
 const ENABLE: libc::c_ulong = 0x2400;
 
-/// Most cgroups and most pairs of cgroup and number; what comes beyond is not counted.
+/// Most cgroups; what others do is not counted.
 const CGROUPS: u32 = 4096;
-const PAIRS: u32 = 1 << 15;
+/// Most pairs of cgroup and number, of all cgroups together. What comes beyond is counted without its number: a program that makes up numbers of
+/// system calls has as many as it likes.
+pub const PAIRS: u32 = 1 << 15;
 
 /// What is added up: the cgroup's id, which is the number of its folder's inode, and a number of the event.
 #[repr(C)]
@@ -47,9 +51,20 @@ struct Key {
 /// Events of a kind, counted as long as this lives.
 #[derive(Debug)]
 pub struct Counter {
+    /// By a cgroup's id, how many events found no room in `counts`.
+    started: OwnedFd,
     counts: OwnedFd,
-    _attached: [OwnedFd; 3],
+    _attached: [OwnedFd; 2],
     _event: Option<OwnedFd>,
+}
+
+/// What the processes of a cgroup have done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How often, by number.
+    pub by_number: BTreeMap<u64, u64>,
+    /// How often beside that: there was no room for further numbers.
+    pub unsorted: u64,
 }
 
 /// Where in an event its number is.
@@ -71,7 +86,7 @@ impl Counter {
         let counts = map(size_of::<Key>(), PAIRS)?;
         let program = bpf::load(RAW_TRACEPOINT, &adding(family, [started.as_fd(), counts.as_fd()], At::SecondWord))?;
         let tracepoint = open_raw(c"sys_enter", program.as_fd())?;
-        Ok(Self { counts, _attached: [started, attached, tracepoint], _event: None })
+        Ok(Self { started, counts, _attached: [attached, tracepoint], _event: None })
     }
 
     /// Events of the tracepoint with this id (tracefs, `events/*/*/id`), by four bytes of each at `lower`, with those at `upper` in the upper half.
@@ -86,15 +101,16 @@ impl Counter {
         let event = open_event(id)?;
         request(&event, SET_BPF, program.as_raw_fd())?;
         request(&event, ENABLE, 0)?;
-        Ok(Self { counts, _attached: [started, attached, program], _event: Some(event) })
+        Ok(Self { started, counts, _attached: [attached, program], _event: Some(event) })
     }
 
     /// What the processes of this cgroup, and those of cgroups below it, have done so far.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn counts(&self, cgroup: u64) -> io::Result<BTreeMap<u64, u64>> {
-        let mut found = BTreeMap::new();
+    pub fn counts(&self, cgroup: u64) -> io::Result<Counted> {
+        let unsorted = value(&self.started, &cgroup)?.unwrap_or(0);
+        let mut found = Counted { by_number: BTreeMap::new(), unsorted };
         let mut last: Option<Key> = None;
         loop {
             let mut next = Key::default();
@@ -104,10 +120,7 @@ impl Counter {
                 other => other?,
             }
             if next.cgroup == cgroup {
-                let mut value = 0_u64;
-                let [key, to] = [std::ptr::from_ref(&next) as u64, std::ptr::from_mut(&mut value) as u64];
-                ask(&self.counts, BPF_MAP_LOOKUP_ELEM, key, to)?;
-                found.insert(next.number, value);
+                found.by_number.insert(next.number, value(&self.counts, &next)?.unwrap_or(0));
             }
             last = Some(next);
         }
@@ -161,12 +174,12 @@ fn member(family: u64) -> Vec<Instruction> {
     program
 }
 
-/// Notes that a program was executed.
+/// Notes that a program was executed; its cgroup's count of events without room begins at 0, once.
 fn noting(family: u64, started: BorrowedFd<'_>) -> Vec<Instruction> {
     let mut program = member(family);
     program.extend([
         op(0x7b, 0x0a, -8, 0),  // *(fp - 8) = r0
-        op(0x7a, 0x0a, -16, 1), // *(fp - 16) = 1
+        op(0x7a, 0x0a, -16, 0), // *(fp - 16) = 0
     ]);
     program.extend(map_in(1, started));
     program.extend([
@@ -174,7 +187,7 @@ fn noting(family: u64, started: BorrowedFd<'_>) -> Vec<Instruction> {
         op(0x07, 2, 0, -8),
         op(0xbf, 0xa3, 0, 0),
         op(0x07, 3, 0, -16),
-        op(0xb7, 4, 0, 0),
+        op(0xb7, 4, 0, NO_EXIST),
         op(0x85, 0, 0, UPDATE),
     ]);
     program.extend(END);
@@ -188,13 +201,14 @@ fn look_up(map: BorrowedFd<'_>) -> Vec<Instruction> {
     program
 }
 
-/// Adds one to the count of the event's number.
+/// Adds one to the count of the event's number, or of those without room.
 fn adding(family: u64, [started, counts]: [BorrowedFd<'_>; 2], at: At) -> Vec<Instruction> {
     let mut program = member(family);
     program.push(op(0x7b, 0x0a, -16, 0)); // *(fp - 16) = r0
     program.extend(look_up(started));
     program.push(op(0x55, 0, 2, 0)); // it has begun: go on
     program.extend(END);
+    program.push(op(0xbf, 0x08, 0, 0)); // r8 = r0
     match at {
         At::SecondWord => program.push(op(0x79, 0x62, 8, 0)),
         At::Fields(lower, upper) => program.extend([
@@ -214,14 +228,15 @@ fn adding(family: u64, [started, counts]: [BorrowedFd<'_>; 2], at: At) -> Vec<In
         op(0x07, 2, 0, -16),
         op(0xbf, 0xa3, 0, 0),
         op(0x07, 3, 0, -24),
-        op(0xb7, 4, 0, 1), // BPF_NOEXIST
+        op(0xb7, 4, 0, NO_EXIST),
         op(0x85, 0, 0, UPDATE),
     ]);
     make.extend(look_up(counts));
     program.push(op(0x55, 0, i16::try_from(make.len()).unwrap_or(0), 0));
     program.extend(make);
     program.extend([
-        op(0x15, 0, 2, 0), // the map is full
+        op(0x55, 0, 1, 0),
+        op(0xbf, 0x80, 0, 0), // the map is full: r0 = r8
         op(0xb7, 1, 0, 1),
         op(0xdb, 0x10, 0, 0), // lock *r0 += r1
     ]);
@@ -276,6 +291,15 @@ fn map(key: usize, entries: u32) -> io::Result<OwnedFd> {
     let create = Create { kind: HASH, key, value: 8, entries, flags: 0 };
     // SAFETY: the attribute is as long as is said, holds no pointer and outlives the call.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const create, size_of::<Create>()) })
+}
+
+/// The value of this key, if there is one. The key has the size that the map was made with.
+fn value<K>(map: &OwnedFd, key: &K) -> io::Result<Option<u64>> {
+    let mut value = 0_u64;
+    match ask(map, BPF_MAP_LOOKUP_ELEM, std::ptr::from_ref(key) as u64, std::ptr::from_mut(&mut value) as u64) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(|()| Some(value)),
+    }
 }
 
 /// `key` is the address of a key or 0, and `value` where the answer goes.

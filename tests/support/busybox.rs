@@ -25,15 +25,19 @@ pub(crate) fn archive(name: &str, process: &Value) -> Vec<u8> {
     for applet in APPLETS {
         layer.symlink(&format!("bin/{applet}"), "busybox");
     }
-    let layer = layer.end();
-    let digest: String = Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect();
+    packed(name, process, &layer.end())
+}
+
+/// A docker-archive of an image of this name, with this in its config and this only layer.
+pub(crate) fn packed(name: &str, process: &Value, layer: &[u8]) -> Vec<u8> {
+    let digest: String = Sha256::digest(layer).iter().map(|byte| format!("{byte:02x}")).collect();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux", "config": process,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
     let manifest = serde_json::json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     let mut archive = Tarball::default();
-    archive.file("layer.tar", &layer);
+    archive.file("layer.tar", layer);
     archive.file("config.json", &serde_json::to_vec(&config).unwrap());
     archive.file("manifest.json", &serde_json::to_vec(&manifest).unwrap());
     archive.end()

@@ -155,7 +155,8 @@ impl Runner for Fake {
 
     fn reach(&mut self, arm: &Arm) -> Result<Reach, RunnerError> {
         let own = arm.isolation == Isolation::MicroVm;
-        let counts = |counts: &[(&str, u64)]| Counts::of(counts.iter().map(|(k, n)| ((*k).to_owned(), *n)).collect());
+        let counts =
+            |counts: &[(&str, u64)]| Counts::of(counts.iter().map(|(k, n)| ((*k).to_owned(), *n)).collect(), 0);
         Ok(Reach {
             system_calls: Some(if own { counts(&[("16", 40)]) } else { counts(&[("0", 1000), ("1", 300)]) }),
             vm_exits: own.then(|| counts(&[("hlt", 70), ("port i/o", 7)])),

@@ -29,7 +29,10 @@ pub(in crate::compare) fn rows(arms: &[ArmRecord]) -> Vec<Row> {
         cells: arms.iter().map(|arm| arm.reach.as_ref().and_then(cell).unwrap_or_else(|| "-".to_owned())).collect(),
     };
     let counted = |counts: &Option<Counts>| {
-        counts.as_ref().map(|counts| format!("{} of {} kinds", grouped(counts.total), counts.distinct))
+        counts.as_ref().map(|counts| {
+            let more = if counts.unsorted > 0 { "over " } else { "" };
+            format!("{} of {more}{} kinds", grouped(counts.total), grouped(counts.distinct))
+        })
     };
     let mut rows = vec![
         row("host's system calls", &|reach| counted(&reach.system_calls)),
@@ -122,6 +125,9 @@ mod tests {
         ];
         assert_eq!(shown(&arms), expected);
         assert_eq!(not_measured(&arms), [""; 0]);
+        let calls = |reach: &mut Reach| reach.system_calls.as_mut().unwrap().unsorted = 5;
+        arms[0].reach.iter_mut().for_each(calls);
+        assert_eq!(shown(&arms)[0], "host's system calls: 1,300 of over 2 kinds | 40 of 1 kinds");
         arms[1].reach = Some(Reach { not_measured: vec!["exits: no tracefs".to_owned()], ..Reach::default() });
         assert!(shown(&arms).iter().all(|row| row.ends_with("| -")), "{:?}", shown(&arms));
         assert_eq!(not_measured(&arms), ["Not measured of microvm: exits: no tracefs."]);

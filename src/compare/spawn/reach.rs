@@ -15,7 +15,7 @@ use super::super::reach::{Counts, INSIDE, Reach, cgroup_id, exit_reason, places,
 use super::super::runner::RunnerError;
 use super::{EMBEDDED, Spawner, watch};
 use crate::spec::Isolation;
-use crate::sys::counts::Counter;
+use crate::sys::counts::{Counted, Counter};
 
 /// Where the sandboxes' cgroups are.
 const FAMILY: &str = "/sys/fs/cgroup/duplex";
@@ -78,23 +78,28 @@ fn counted(spawner: &Spawner, arm: &Arm, reach: &mut Reach) -> Result<(), Runner
         let counter = counter?;
         let cgroup = cgroup.get().ok_or("the sandbox was gone before its cgroup was seen")?;
         let found = counter.counts(cgroup).map_err(|e| format!("the kernel does not tell ({e})"))?;
-        if found.is_empty() {
-            return Err("the kernel saw none in its cgroup".to_owned());
-        }
-        let mut by_kind = BTreeMap::new();
-        for (number, count) in found {
-            let sum: &mut u64 = by_kind.entry(name(number)).or_default();
-            *sum = sum.saturating_add(count);
-        }
-        Ok(Counts::of(by_kind))
+        sorted(&found, name).ok_or_else(|| "the kernel saw none in its cgroup".to_owned())
     };
     let mut note = |what: &str, found: Result<Counts, String>| {
-        found.map_err(|why| reach.not_measured.push(format!("{what}: {why}"))).ok()
+        let found = found.map_err(|why| reach.not_measured.push(format!("{what}: {why}"))).ok();
+        reach.not_measured.extend(found.as_ref().and_then(|counts| counts.without_kinds(what)));
+        found
     };
     let calls = note("system calls of the host", of(counters.calls, |number| number.to_string()));
     let exits = counters.exits.and_then(|exits| note("exits of virtual processors", of(exits, exit_reason)));
     (reach.system_calls, reach.vm_exits) = (calls, exits);
     Ok(())
+}
+
+/// Events by names instead of numbers; `None` if there are none.
+fn sorted(found: &Counted, name: fn(u64) -> String) -> Option<Counts> {
+    let mut by_kind = BTreeMap::new();
+    for (number, count) in &found.by_number {
+        let sum: &mut u64 = by_kind.entry(name(*number)).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+    let counts = Counts::of(by_kind, found.unsorted);
+    (counts.total > 0).then_some(counts)
 }
 
 /// The id of the cgroup of the sandbox whose own id is in this file, once both are there.
