@@ -11,6 +11,9 @@ use crate::spec::{Isolation, MIB};
 pub(super) const INSIDE: [&str; 4] =
     ["/proc/sys/kernel/random/boot_id", "/proc/self/status", "/proc/meminfo", "/proc/cpuinfo"];
 
+/// The same of a sandbox whose kernel is an outside runtime's and knows no boot id.
+pub(super) const INSIDE_RUNTIME: [&str; 4] = ["/proc/version", INSIDE[1], INSIDE[2], INSIDE[3]];
+
 /// Kinds of namespaces that a container has of its own and a plain process has not, with whatever network.
 pub(super) const NAMESPACES: [&str; 4] = ["pid", "net", "uts", "ipc"];
 
@@ -19,6 +22,8 @@ pub(super) const NAMESPACES: [&str; 4] = ["pid", "net", "uts", "ipc"];
 pub struct Evidence {
     /// Boot id inside.
     pub boot_id: Option<String>,
+    /// Release of the kernel that answers inside.
+    pub release: Option<String>,
     /// Process id of the command inside.
     pub pid: Option<u32>,
     /// `MemTotal` inside, in bytes.
@@ -42,7 +47,7 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Reads the contents of [`INSIDE`], one behind the other.
+    /// Reads the contents of [`INSIDE`] or [`INSIDE_RUNTIME`], one behind the other.
     pub fn from_inside(text: &str) -> Self {
         let value = |key: &str| {
             text.lines()
@@ -52,6 +57,9 @@ impl Evidence {
         let processors = text.lines().filter(|l| l.starts_with("processor") && l.contains(':')).count();
         Self {
             boot_id: text.lines().find(uuid).map(str::to_owned),
+            release: text
+                .lines()
+                .find_map(|line| line.strip_prefix("Linux version ")?.split(' ').next().map(str::to_owned)),
             pid: value("Pid").and_then(|v| v.parse().ok()),
             memory_total: value("MemTotal").and_then(|v| v.parse::<u64>().ok()?.checked_mul(1024)),
             processors: u32::try_from(processors).ok().filter(|n| *n > 0),
@@ -105,8 +113,13 @@ fn control<T: std::fmt::Display>(
     Control { name: name.to_owned(), expected, found, passed }
 }
 
-/// The proofs of this arm.
-pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Evidence) -> Vec<Control> {
+/// The proofs of this arm, on a host with this boot id and kernel's release.
+pub(super) fn controls(
+    arm: &Arm,
+    plan: &Plan,
+    (host_boot_id, host_release): (&str, Option<&str>),
+    evidence: &Evidence,
+) -> Vec<Control> {
     let boot_id = evidence.boot_id.clone();
     let host = host_boot_id.trim().to_owned();
     let memory = plan.memory.0;
@@ -128,8 +141,15 @@ pub(super) fn controls(arm: &Arm, plan: &Plan, host_boot_id: &str, evidence: &Ev
             control("processors", plan.cpus.ceil().to_string(), evidence.processors, |n| *n == plan.cpus.ceil()),
         ],
         Isolation::Container => {
+            let kernel = if arm.brings_kernel() {
+                let expected = format!("a release that is not {}", host_release.unwrap_or("known"));
+                let differs = |release: &String| host_release.is_some_and(|host| host != release);
+                control("own kernel", expected, evidence.release.clone(), differs)
+            } else {
+                control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host)
+            };
             let mut proofs = vec![
-                control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
+                kernel,
                 control("own process ids", "process 1".to_owned(), evidence.pid, |pid| *pid == 1),
                 control("host's namespaces", "none".to_owned(), shared, |names| names == "none"),
             ];
@@ -176,7 +196,7 @@ pub(super) mod tests {
 
     fn failed(isolation: Isolation, evidence: &Evidence) -> Vec<String> {
         let arm = arm(isolation);
-        controls(&arm, &plan(), BOOT_ID, evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
+        controls(&arm, &plan(), (BOOT_ID, None), evidence).into_iter().filter(|c| !c.passed).map(|c| c.name).collect()
     }
 
     /// As a container: with namespaces of its own.
@@ -203,7 +223,7 @@ pub(super) mod tests {
         let arm = Arm { hardened: true, ..arm(Isolation::Container) };
         let failed = |text: &str| {
             let evidence = apart(text).with_limits(Some("536870912"), Some("100000 100000"));
-            let failed = controls(&arm, &plan(), BOOT_ID, &evidence).into_iter().filter(|c| !c.passed);
+            let failed = controls(&arm, &plan(), (BOOT_ID, None), &evidence).into_iter().filter(|c| !c.passed);
             failed.map(|c| c.name).collect::<Vec<_>>()
         };
         let ordinary = text(BOOT_ID, 1, 1);
@@ -226,6 +246,21 @@ pub(super) mod tests {
         let shared =
             |names: &[&str]| Evidence { shared: Some(names.iter().map(|n| (*n).to_owned()).collect()), ..good.clone() };
         assert_eq!(failed(Isolation::Container, &shared(&["net"])), ["host's namespaces"]);
+    }
+
+    #[test]
+    fn a_runtimes_own_kernel_has_another_release() {
+        let arm = Arm { runtime: Some("/opt/runsc".into()), ..arm(Isolation::Container) };
+        let failed = |text: &str, host: Option<&str>| {
+            let evidence = apart(text).with_limits(Some("536870912"), Some("100000 100000"));
+            let failed = controls(&arm, &plan(), (BOOT_ID, host), &evidence).into_iter().filter(|c| !c.passed);
+            failed.map(|c| c.name).collect::<Vec<_>>()
+        };
+        let inside = format!("Linux version 4.4.0 #1 SMP\n{}", text("-", 1, 1));
+        assert_eq!(failed(&inside, Some("6.12.1-amd64")), [""; 0]);
+        assert_eq!(failed(&inside, Some("4.4.0")), ["own kernel"]);
+        assert_eq!(failed(&inside, None), ["own kernel"], "what is not known cannot differ");
+        assert_eq!(failed(&text(BOOT_ID, 7, 1), Some("6.12.1-amd64")), ["own kernel", "own process ids"]);
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl Agreement {
 
 fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Result<ArmRecord, CompareError> {
     let evidence = runner.evidence(arm).map_err(|e| failed(arm, "proof of its settings".to_owned(), e))?;
-    let controls = controls(arm, plan, &given.boot_id, &evidence);
+    let controls = controls(arm, plan, (&given.boot_id, given.host.kernel.as_deref()), &evidence);
     if let Some(control) = controls.iter().find(|c| !c.passed) {
         return Err(CompareError::Control { arm: arm.name.clone(), control: control.clone() });
     }
@@ -406,6 +406,13 @@ fn unequal(plan: &Plan) -> Vec<String> {
             container."
                 .to_owned(),
         );
+    }
+    if let Some(arm) = plan.arms.iter().find(|a| a.brings_kernel()) {
+        found.push(format!(
+            "Arm '{}' answers the command's system calls by a kernel of its own, a process of this host: its memory is counted, \
+            and has no size beside the limit.",
+            arm.name
+        ));
     }
     if plan.arms.iter().any(|a| a.read_only) && plan.arms.iter().any(|a| !a.read_only) {
         found.push("Some arms refuse writes to the root file system.".to_owned());

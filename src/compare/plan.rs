@@ -34,6 +34,21 @@ pub struct Arm {
     pub runtime: Option<PathBuf>,
 }
 
+impl Arm {
+    /// An outside runtime with a kernel of its own for the programs in it, which is a process of this host: gVisor's.
+    pub(super) fn brings_kernel(&self) -> bool {
+        self.runtime.as_deref().and_then(Path::file_name).is_some_and(|name| name == OWN_KERNEL)
+    }
+
+    /// The isolation that its walls are to its programs: a microVM's where the kernel that answers them is not the host's.
+    pub(super) fn walls(&self) -> Isolation {
+        if self.brings_kernel() { Isolation::MicroVm } else { self.isolation }
+    }
+}
+
+/// The runtime that answers system calls itself.
+const OWN_KERNEL: &str = "runsc";
+
 /// OCI runtimes that need no path: programs of the search path.
 const RUNTIMES: [&str; 4] = ["crun", "runc", "runsc", "youki"];
 
@@ -278,6 +293,9 @@ mod tests {
         assert_eq!("a=crun,read-only".parse(), Ok(Arm { read_only: true, ..outside("a", "crun") }));
         assert_eq!("runtime:/opt/it".parse(), Ok(outside("it", "/opt/it")));
         assert_eq!("b=runtime:/opt/it".parse(), Ok(outside("b", "/opt/it")));
+        let walls = |text: &str| text.parse::<Arm>().unwrap().walls();
+        assert_eq!(["runsc", "x=runtime:/opt/runsc"].map(walls), [Isolation::MicroVm; 2]);
+        assert_eq!(["crun", "runsc=runtime:/opt/it", "runsc=container"].map(walls), [Isolation::Container; 3]);
         assert_eq!(
             arms(&[]).unwrap().iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
             ["container", "microvm", "cold"]

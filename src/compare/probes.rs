@@ -175,7 +175,7 @@ pub(super) fn meaning(name: &str) -> Option<&'static str> {
     steps.chain(FACTS.iter().map(|fact| (fact.0, fact.1))).find(|(known, _)| *known == name).map(|(_, meaning)| meaning)
 }
 
-/// Reads what `probe` printed in a sandbox of this isolation. `host` is the root of the host's files, for what it is compared with.
+/// Reads what `probe` printed in a sandbox with the walls of this isolation. `host` is the root of the host's files, for what it is compared with.
 pub(super) fn probes(text: &str, isolation: Isolation, host: &Path) -> Result<Vec<Probe>, ProbesError> {
     let mut said = text.lines().map(|line| line.split_once(' ').ok_or_else(|| ProbesError::Line(line.to_owned())));
     let names = STEPS.iter().map(|step| step.0).chain(FACTS.iter().map(|fact| fact.0));

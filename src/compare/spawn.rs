@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::control::{Evidence, INSIDE, NAMESPACES};
+use super::control::{Evidence, INSIDE, INSIDE_RUNTIME, NAMESPACES};
 use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
@@ -292,7 +292,7 @@ impl Runner for Spawner {
         self.trace(&watched)?;
         drop(listener);
         let deed = &watched.deed;
-        probes(&String::from_utf8_lossy(&deed.stdout.head), arm.isolation, Path::new("/")).map_err(|source| {
+        probes(&String::from_utf8_lossy(&deed.stdout.head), arm.walls(), Path::new("/")).map_err(|source| {
             let said = format!("{}{}", deed.stderr.excerpt(1000), deed.stdout.excerpt(1000));
             RunnerError::NoProbes { exit_code: deed.exit_code, said, source }
         })
@@ -303,7 +303,8 @@ impl Runner for Spawner {
     }
 
     fn evidence(&mut self, arm: &Arm) -> Result<Evidence, RunnerError> {
-        let words: Vec<String> = ["cat"].iter().chain(&INSIDE).map(|w| (*w).to_owned()).collect();
+        let files = if arm.brings_kernel() { &INSIDE_RUNTIME } else { &INSIDE };
+        let words: Vec<String> = ["cat"].iter().chain(files).map(|w| (*w).to_owned()).collect();
         let mut command = self.command(arm, &[], EMBEDDED, &words);
         let (_, child) = self.spawn(command.stdin(Stdio::null()))?;
         let (watched, _) = self.finish(child, false)?;

@@ -12,13 +12,15 @@ use serde::Deserialize;
 
 use super::console::{Console, ConsoleError};
 use super::execute::Refusal;
-use super::orders::Orders;
+use super::orders::{NetworkSource, Orders};
 
 /// A container of an outside runtime that waits for its start.
 pub(super) struct External {
     program: PathBuf,
     folder: PathBuf,
     id: String,
+    /// What network runsc is to give it; others read that from the bundle alone.
+    network: Option<&'static str>,
 }
 
 /// Why an outside runtime failed.
@@ -56,8 +58,12 @@ pub(super) fn create(
 ) -> Result<Result<Made, Refusal>, ExternalError> {
     // `create` ends when the container stands; its first process then becomes our child.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(ExternalError::Subreaper)?;
-    let external =
-        External { program: program.to_owned(), folder: orders.folder.clone(), id: orders.spec.id.to_string() };
+    let external = External {
+        program: program.to_owned(),
+        folder: orders.folder.clone(),
+        id: orders.spec.id.to_string(),
+        network: network(program, orders.network),
+    };
     let console = orders.terminal().map(|_| Console::listen(&orders.folder)).transpose()?;
     let pid_file = orders.folder.join("pid");
     let mut args: Vec<OsString> = vec!["--bundle".into(), orders.folder.join("bundle").into()];
@@ -90,6 +96,9 @@ impl External {
         if self.program.file_name().is_some_and(|name| name == "crun") {
             command.args(["--cgroup-manager", "cgroupfs"]);
         }
+        if let Some(network) = self.network {
+            command.arg(format!("--network={network}"));
+        }
         command.arg(verb).args(args).arg(&self.id);
         command.env("PATH", duplex_wire::DEFAULT_PATH).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some([stdin, stdout, stderr]) = stdio {
@@ -100,9 +109,33 @@ impl External {
         if status.success() {
             return Ok(());
         }
-        let words = last_words(&std::fs::read_to_string(&log).unwrap_or_default());
+        let words = explained(last_words(&std::fs::read_to_string(&log).unwrap_or_default()));
         Err(ExternalError::Failed { program: self.program.clone(), verb, status, words })
     }
+}
+
+/// runsc (gVisor) has a network stack of its own, to which it would connect the namespace of the bundle. Where that is to have nothing but a
+/// loopback it needs no connection, and the host's network has no namespace.
+fn network(program: &Path, network: NetworkSource) -> Option<&'static str> {
+    if program.file_name().is_none_or(|name| name != "runsc") {
+        return None;
+    }
+    match network {
+        NetworkSource::New => Some("none"),
+        NetworkSource::Host => Some("host"),
+        NetworkSource::Given => None,
+    }
+}
+
+/// The words, and what mends it where they alone do not say.
+fn explained(words: String) -> String {
+    if words.contains("in root network namespace") {
+        return format!(
+            "{words} (this runsc knows the host's network by /proc/sys/net/core/rmem_default, which newer kernels show in every network; \
+            a newer runsc does not, and '--net none' needs no network of it)"
+        );
+    }
+    words
 }
 
 /// The last message of a log in JSON lines.
@@ -140,6 +173,18 @@ mod tests {
         for (words, kind) in cases {
             assert_eq!(refusal(words), kind, "{words}");
         }
+    }
+
+    #[test]
+    fn runsc_is_told_what_network_there_is() {
+        let of = |program: &str| {
+            [NetworkSource::New, NetworkSource::Host, NetworkSource::Given].map(|n| network(Path::new(program), n))
+        };
+        assert_eq!(of("/usr/bin/runsc"), [Some("none"), Some("host"), None]);
+        assert_eq!(of("/usr/bin/crun"), [None; 3]);
+        let words = "creating interfaces: cannot run with network enabled in root network namespace";
+        assert!(explained(words.to_owned()).starts_with(&format!("{words} (this runsc knows")));
+        assert_eq!(explained("other".to_owned()), "other");
     }
 
     #[test]

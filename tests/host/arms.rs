@@ -5,10 +5,26 @@ use serde_json::Value;
 use crate::life::Place;
 use crate::runner::{Case, Need, Verdict, cases_with};
 
-const NEEDS: &[Need] =
-    &[Need::Host, Need::Root, Need::CgroupV2, Need::Alone, Need::Program("crun"), Need::Program("runc")];
+const NEEDS: &[Need] = &[
+    Need::Host,
+    Need::Root,
+    Need::CgroupV2,
+    Need::Alone,
+    Need::Program("crun"),
+    Need::Program("runc"),
+    Need::Program("runsc"),
+];
 
-cases_with!("arms", Place::new(), [a_plain_process_shows_what_a_container_costs, outside_runtimes_are_arms, refusals]);
+cases_with!(
+    "arms",
+    Place::new(),
+    [
+        a_plain_process_shows_what_a_container_costs,
+        outside_runtimes_are_arms,
+        a_runtime_with_its_own_kernel_is_an_arm,
+        refusals
+    ]
+);
 
 const ONCE: [&str; 9] = ["compare", "--runs", "1", "--warmup", "0", "--memory-runs", "0", "--format", "json"];
 
@@ -59,6 +75,44 @@ fn outside_runtimes_are_arms(place: &Place) {
         assert!(arm["runtime"].as_str().unwrap().ends_with(program), "{arm}");
         assert_eq!(found(arm, "host's namespaces"), "none");
     }
+    place.until_clean();
+}
+
+fn a_runtime_with_its_own_kernel_is_an_arm(place: &Place) {
+    let arms = ["--reach", "--arm", "container", "--arm", "runsc"];
+    let once = ["compare", "--runs", "1", "--warmup", "0", "--memory-runs", "1", "--format", "json"];
+    let text = place.say(&[&once[..], &arms, &["workloads", "--", "hello"]].concat());
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let [container, runsc] = [0, 1].map(|at| &record["arms"][at]);
+    assert_eq!(runsc["isolation"], "container");
+    assert_ne!(found(runsc, "own kernel"), record["host"]["kernel"]);
+    assert_eq!(found(runsc, "host's namespaces"), "none");
+    for limit in ["memory limit", "processor limit"] {
+        assert_eq!(found(runsc, limit), found(container, limit), "{limit}");
+    }
+    assert!(
+        record["unequal"].to_string().contains("'runsc' answers the command's system calls"),
+        "{}",
+        record["unequal"]
+    );
+    let bytes = |arm: &Value| arm["memory_runs"][0]["memory_bytes"]["idle"].as_u64().unwrap();
+    assert!(bytes(runsc) > bytes(container), "{record}");
+    assert_eq!(runsc["reach"]["writable_host_paths"], serde_json::json!([]), "its mounts are its own kernel's");
+    // The host answers its kernel, whatever the command asks.
+    let calls = |arm: &Value| arm["reach"]["system_calls"]["total"].as_u64().unwrap();
+    assert!(calls(runsc) > 10 * calls(container), "{record}");
+    let out = place.output(&[
+        "run",
+        "--rm",
+        "--isolation",
+        "container",
+        "--runtime",
+        "/usr/bin/runsc",
+        "workloads",
+        "exit",
+        "7",
+    ]);
+    assert!(out.status.code() == Some(7) || String::from_utf8_lossy(&out.stderr).contains("rmem_default"), "{out:?}");
     place.until_clean();
 }
 

@@ -170,6 +170,7 @@ impl Runner for Fake {
         let own = arm.isolation == Isolation::MicroVm;
         Ok(Evidence {
             boot_id: Some(if own { self.boot_id.clone() } else { BOOT_ID.to_owned() }),
+            release: None,
             pid: Some(1),
             memory_total: Some(490 * MIB),
             processors: Some(1),

@@ -11,7 +11,8 @@ const PATHS: usize = 4;
 /// What the rows are of.
 pub(in crate::compare) const MEANING: &str = "Reach: the command once more in every arm, untimed and watched. System calls are those of the host's kernel by \
     the processes of the sandbox's cgroup, from the first program executed there: in a container the command's own, which chooses them within its \
-    filter; in a microVM its monitor's, which nothing inside chooses, of a fixed list. Exits are a virtual machine's returns to the host.";
+    filter; in a microVM its monitor's, which nothing inside chooses, of a fixed list; under runsc its \
+    kernel's, which is such a process. Exits are a virtual machine's returns to the host.";
 
 /// A row: what it is, and of each arm what was found.
 pub(in crate::compare) struct Row {

@@ -39,13 +39,13 @@ pub(super) fn reach(spawner: &Spawner, arm: &Arm) -> Result<Reach, RunnerError> 
     spawner.trace(&watched)?;
     let host = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let inside = String::from_utf8_lossy(&watched.deed.stdout.head);
-    (reach.set_user_id, reach.writable_host_paths) = read(&inside, arm.isolation, &host);
+    (reach.set_user_id, reach.writable_host_paths) = read(&inside, arm.walls(), &host);
     for (what, seen) in [
-        ("what a set-user-id program gains", reach.set_user_id.is_some()),
-        ("writable paths of the host", reach.writable_host_paths.is_some()),
+        ("what a set-user-id program gains: the sandbox does not tell", reach.set_user_id.is_some()),
+        ("writable paths of the host: the sandbox does not show its mounts", reach.writable_host_paths.is_some()),
     ] {
         if !seen {
-            reach.not_measured.push(format!("{what}: the sandbox does not show its mounts"));
+            reach.not_measured.push(what.to_owned());
         }
     }
     counted(spawner, arm, &mut reach)?;
