@@ -90,6 +90,7 @@ impl Bench {
             probes: false,
             density: None,
             reach: false,
+            functions: false,
             seed: 0,
             allow_difference: false,
             timeout: Duration::from_secs(60),

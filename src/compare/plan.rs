@@ -253,6 +253,8 @@ pub struct Plan {
     pub probes: bool,
     /// Every arm runs once more, to count what it reaches of the host.
     pub reach: bool,
+    /// And once more, to count the functions of the host's kernel that it reaches.
+    pub functions: bool,
     /// How many idle sandboxes are tried, and what stops that.
     pub density: Option<Density>,
     /// Seed of the order.

@@ -25,6 +25,9 @@ pub struct Reach {
     /// Exits of its virtual processors to the host, by reason. Absent in an arm without a virtual machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_exits: Option<Counts>,
+    /// Functions of the host's kernel that its processes, as in `system_calls`, were in, by name, if that was asked for; what interrupts did meanwhile is among it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_functions: Option<Counts>,
     /// What a program that is set-user-id root gains in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_user_id: Option<SetUserId>,

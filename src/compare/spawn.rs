@@ -25,6 +25,7 @@ use crate::spec::{Exit, Isolation};
 use crate::sys::clock::monotonic_ns;
 
 mod crowd;
+mod functions;
 mod reach;
 mod watch;
 

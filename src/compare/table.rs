@@ -9,7 +9,7 @@ use super::baseline::{Against, label, summary};
 use super::break_even::break_even;
 use super::density::words::{ROWS, cells, sentences, swept};
 use super::probes::Reached;
-use super::reach::words::{MEANING, not_measured, rows};
+use super::reach::words::{meaning, not_measured, rows};
 use super::record::{ArmRecord, Comparison, MEMORY, Record};
 use super::stats::Spread;
 use super::words::{
@@ -77,7 +77,7 @@ fn reach(arms: &[ArmRecord]) -> String {
         return text;
     }
     text.push('\n');
-    for line in wrapped(MEANING, "") {
+    for line in wrapped(&meaning(arms), "") {
         let _ = writeln!(text, "{line}");
     }
     let mut table = Table::new();

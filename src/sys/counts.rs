@@ -14,17 +14,21 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+const BPF_LINK_CREATE: libc::c_long = 28;
 
 /// BPF_MAP_TYPE_HASH.
 const HASH: u32 = 1;
 /// BPF_PROG_TYPE_TRACEPOINT and BPF_PROG_TYPE_RAW_TRACEPOINT.
 const TRACEPOINT: Hook = Hook { program: 5, attach: 0 };
 const RAW_TRACEPOINT: Hook = Hook { program: 17, attach: 0 };
+/// BPF_PROG_TYPE_KPROBE to be attached by BPF_TRACE_KPROBE_MULTI.
+const FUNCTIONS: Hook = Hook { program: 2, attach: 42 };
 
 /// Functions of the kernel (`enum bpf_func_id`).
 const LOOK_UP: i32 = 1;
 const UPDATE: i32 = 2;
 const ANCESTOR_CGROUP: i32 = 123;
+const FUNCTION: i32 = 173;
 /// BPF_NOEXIST: an update of what is there already is refused.
 const NO_EXIST: i32 = 1;
 
@@ -74,6 +78,8 @@ enum At {
     SecondWord,
     /// These four bytes in the lower half, those in the upper.
     Fields(i16, i16),
+    /// The address of the function that is called.
+    Function,
 }
 
 impl Counter {
@@ -102,6 +108,19 @@ impl Counter {
         request(&event, SET_BPF, program.as_raw_fd())?;
         request(&event, ENABLE, 0)?;
         Ok(Self { started, counts, _attached: [attached, program], _event: Some(event) })
+    }
+
+    /// Calls of the kernel's functions with these addresses (`available_filter_functions_addrs` of tracefs), by address. As long as this lives,
+    /// each call of one of them is slower, whoever makes it.
+    ///
+    /// # Errors
+    /// As [`Counter::of_system_calls`], `EOPNOTSUPP` on a kernel without CONFIG_FPROBE, `ESRCH` or `EINVAL` for an address that is none.
+    pub fn of_functions(family: u64, addresses: &[u64]) -> io::Result<Self> {
+        let (started, attached) = starts(family)?;
+        let counts = map(size_of::<Key>(), PAIRS)?;
+        let program = bpf::load(FUNCTIONS, &adding(family, [started.as_fd(), counts.as_fd()], At::Function))?;
+        let link = link_functions(program.as_fd(), addresses)?;
+        Ok(Self { started, counts, _attached: [attached, link], _event: None })
     }
 
     /// What the processes of this cgroup, and those of cgroups below it, have done so far.
@@ -217,6 +236,11 @@ fn adding(family: u64, [started, counts]: [BorrowedFd<'_>; 2], at: At) -> Vec<In
             op(0x67, 3, 0, 32), // r3 <<= 32
             op(0x4f, 0x32, 0, 0),
         ]),
+        At::Function => program.extend([
+            op(0xbf, 0x61, 0, 0), // r1 = r6
+            op(0x85, 0, 0, FUNCTION),
+            op(0xbf, 0x02, 0, 0), // r2 = r0
+        ]),
     }
     program.push(op(0x7b, 0x2a, -8, 0)); // *(fp - 8) = r2
     // A value of 0 if there is none yet; whichever processor makes it, all add to it.
@@ -270,6 +294,20 @@ struct Raw {
     program: u64,
 }
 
+/// That for BPF_LINK_CREATE, of many functions.
+#[repr(C)]
+struct Link {
+    program: u32,
+    target: u32,
+    attach: u32,
+    flags: u32,
+    functions_flags: u32,
+    count: u32,
+    names: u64,
+    addresses: u64,
+    cookies: u64,
+}
+
 /// The head of `struct perf_event_attr`, up to PERF_ATTR_SIZE_VER0.
 #[repr(C)]
 #[derive(Default)]
@@ -316,6 +354,22 @@ fn open_raw(name: &std::ffi::CStr, program: BorrowedFd<'_>) -> io::Result<OwnedF
     let raw = Raw { name: name.as_ptr() as u64, program };
     // SAFETY: the attribute is as long as is said; the name is a C string that outlives the call.
     owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_RAW_TRACEPOINT_OPEN, &raw const raw, size_of::<Raw>()) })
+}
+
+fn link_functions(program: BorrowedFd<'_>, addresses: &[u64]) -> io::Result<OwnedFd> {
+    let link = Link {
+        program: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        target: 0,
+        attach: FUNCTIONS.attach,
+        flags: 0,
+        functions_flags: 0,
+        count: u32::try_from(addresses.len()).map_err(io::Error::other)?,
+        names: 0,
+        addresses: addresses.as_ptr() as u64,
+        cookies: 0,
+    };
+    // SAFETY: the attribute is as long as is said; its pointer names `count` addresses, which the kernel reads during the call.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const link, size_of::<Link>()) })
 }
 
 /// The tracepoint on processor 0: a program that is attached to it runs wherever the tracepoint is passed.

@@ -12,7 +12,11 @@ const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need
 cases_with!(
     "reach",
     place(),
-    [calls_of_a_container_are_the_hosts_and_those_of_a_microvm_are_not, what_finds_no_room_is_counted_and_told]
+    [
+        calls_of_a_container_are_the_hosts_and_those_of_a_microvm_are_not,
+        functions_of_the_kernel_are_counted,
+        what_finds_no_room_is_counted_and_told
+    ]
 );
 
 /// The program asks for its process's number so often (x86-64's system call 39).
@@ -49,6 +53,25 @@ fn calls_of_a_container_are_the_hosts_and_those_of_a_microvm_are_not(place: &Pla
     };
     assert_eq!([gain(1), gain(2)], [(true, 14, true), (false, 0, true)]);
     assert!(gain(0).0 && gain(0).1 > 30 && gain(0).2 && !gain(3).2, "{:?} {:?}", gain(0), gain(3));
+    place.until_clean();
+}
+
+/// What writes is in the kernel's function for that; in a machine that is its own kernel's, and its host runs KVM's.
+fn functions_of_the_kernel_are_counted(place: &Place) {
+    let rounds = ["--runs", "1", "--warmup", "0", "--memory-runs", "0", "--format", "json"];
+    let arms = ["--arm", "process", "--arm", "container", "--arm", "microvm"];
+    let text =
+        place.say(&[&["compare", "--reach-functions"][..], &rounds, &arms, &["workloads", "--", "hello"]].concat());
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let functions = |arm: usize| &record["arms"][arm]["reach"]["kernel_functions"];
+    let times = |arm: usize, name: &str| functions(arm)["by_kind"][name].as_u64().unwrap_or(0);
+    for arm in 0..3 {
+        assert_eq!(record["arms"][arm]["reach"]["not_measured"], Value::Null);
+        assert!((300..8000).contains(&functions(arm)["distinct"].as_u64().unwrap()), "{}", functions(arm)["distinct"]);
+        assert!(times(arm, "do_syscall_64") + times(arm, "__x64_sys_exit_group") > 0, "{arm}");
+    }
+    let runs = |arm: usize| times(arm, "kvm_arch_vcpu_ioctl_run");
+    assert!(runs(2) > 0 && (0..2).all(|arm| runs(arm) == 0), "{:?}", [0, 1, 2].map(runs));
     place.until_clean();
 }
 

@@ -37,6 +37,9 @@ pub(crate) struct CompareArgs {
     /// Run the command once more in every arm, untimed, and count what it reaches of the host: system calls and a virtual machine's exits, what a set-user-id program gains, where it may write
     #[arg(long)]
     pub reach: bool,
+    /// With --reach (and implying it): count, in one more run of every arm, the functions of the host's kernel that it reaches; the host is slow meanwhile
+    #[arg(long)]
+    pub reach_functions: bool,
     /// Start idle sandboxes of the embedded image, so many of each arm, one after another, and measure what the first and each further one costs [default: none]. An arm stops before when the host has too little memory left, when one answers too slowly, or when one does not start
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_IDLE))]
     pub density: Option<u32>,

@@ -34,6 +34,7 @@ pub(crate) fn plan() -> Plan {
         probes: true,
         density: Some(density::tests::limits(3)),
         reach: true,
+        functions: true,
         seed: 42,
         allow_difference: false,
         timeout: Duration::from_secs(10),
@@ -159,6 +160,11 @@ impl Runner for Fake {
             |counts: &[(&str, u64)]| Counts::of(counts.iter().map(|(k, n)| ((*k).to_owned(), *n)).collect(), 0);
         Ok(Reach {
             system_calls: Some(if own { counts(&[("16", 40)]) } else { counts(&[("0", 1000), ("1", 300)]) }),
+            kernel_functions: Some(counts(if own {
+                &[("ksys_ioctl", 9)]
+            } else {
+                &[("vfs_read", 7), ("vfs_write", 5)]
+            })),
             vm_exits: own.then(|| counts(&[("hlt", 70), ("port i/o", 7)])),
             set_user_id: Some(SetUserId { becomes_root: true, capabilities: 14, of_host: !own }),
             writable_host_paths: Some(Vec::new()),

@@ -9,10 +9,25 @@ const REASONS: usize = 6;
 const PATHS: usize = 4;
 
 /// What the rows are of.
-pub(in crate::compare) const MEANING: &str = "Reach: the command once more in every arm, untimed and watched. System calls are those of the host's kernel by \
-    the processes of the sandbox's cgroup, from the first program executed there: in a container the command's own, which chooses them within its \
-    filter; in a microVM its monitor's, which nothing inside chooses, of a fixed list; under runsc its \
-    kernel's, which is such a process. Exits are a virtual machine's returns to the host.";
+const MEANING: &str = "Reach: the command once more in every arm, untimed and watched. System calls are those of the host's kernel by the processes \
+    of the sandbox's cgroup, from the first program executed there: in a container the command's own, which chooses them within its filter; in a \
+    microVM its monitor's, which nothing inside chooses, of a fixed list; under runsc its kernel's, which is such a process. Exits are a virtual \
+    machine's returns to the host.";
+
+/// And of functions, where they were counted.
+const FUNCTIONS: &str = " The kernel's functions are those that these processes were in, in one more run; what interrupts did meanwhile is among \
+    them. It is what this command reached, and not the most that a hostile one could: in a container it chooses, within the filter; in a microVM it \
+    is for the most part KVM and what the monitor does for any command.";
+
+/// What the rows of these arms are of.
+pub(in crate::compare) fn meaning(arms: &[ArmRecord]) -> String {
+    [MEANING, if functions(arms) { FUNCTIONS } else { "" }].concat()
+}
+
+/// Whether functions of the kernel were counted anywhere.
+fn functions(arms: &[ArmRecord]) -> bool {
+    arms.iter().any(|arm| arm.reach.as_ref().is_some_and(|reach| reach.kernel_functions.is_some()))
+}
 
 /// A row: what it is, and of each arm what was found.
 pub(in crate::compare) struct Row {
@@ -35,10 +50,11 @@ pub(in crate::compare) fn rows(arms: &[ArmRecord]) -> Vec<Row> {
             format!("{} of {more}{} kinds", grouped(counts.total), grouped(counts.distinct))
         })
     };
-    let mut rows = vec![
-        row("host's system calls", &|reach| counted(&reach.system_calls)),
-        row("exits to the host", &|reach| counted(&reach.vm_exits)),
-    ];
+    let mut rows = vec![row("host's system calls", &|reach| counted(&reach.system_calls))];
+    if functions(arms) {
+        rows.push(row("its kernel's functions", &|reach| counted(&reach.kernel_functions)));
+    }
+    rows.push(row("exits to the host", &|reach| counted(&reach.vm_exits)));
     for reason in reasons(arms) {
         let of = |reach: &Reach| {
             let counts = reach.vm_exits.as_ref()?;
@@ -118,6 +134,7 @@ mod tests {
         };
         let expected = [
             "host's system calls: 1,300 of 2 kinds | 40 of 1 kinds",
+            "its kernel's functions: 12 of 2 kinds | 9 of 1 kinds",
             "exits to the host: - | 77 of 2 kinds",
             "  hlt: - | 70",
             "  port i/o: - | 7",
@@ -132,6 +149,9 @@ mod tests {
         arms[1].reach = Some(Reach { not_measured: vec!["exits: no tracefs".to_owned()], ..Reach::default() });
         assert!(shown(&arms).iter().all(|row| row.ends_with("| -")), "{:?}", shown(&arms));
         assert_eq!(not_measured(&arms), ["Not measured of microvm: exits: no tracefs."]);
+        assert!(meaning(&arms).contains("one more run"));
+        arms.iter_mut().filter_map(|arm| arm.reach.as_mut()).for_each(|reach| reach.kernel_functions = None);
+        assert!(!meaning(&arms).contains("one more run") && !shown(&arms).iter().any(|row| row.contains("functions")));
         arms.iter_mut().for_each(|arm| arm.reach = None);
         assert_eq!(shown(&arms), [""; 0]);
     }

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::compare::reach::words::{MEANING, not_measured, rows};
+use crate::compare::reach::words::{meaning, not_measured, rows};
 use crate::compare::record::ArmRecord;
 
 /// Every row in every arm, if there are any.
@@ -14,7 +14,7 @@ pub(super) fn reach(arms: &[ArmRecord]) -> Markup {
     html! {
         section #reach {
             h2 { "What it reaches of the host" }
-            p { (MEANING) }
+            p { (meaning(arms)) }
             div .wide { table {
                 thead { tr { th {} @for arm in arms { th { (arm.arm.name) } } } }
                 tbody { @for row in &rows { tr { td { (row.name) } @for cell in &row.cells { td { (cell) } } } } }

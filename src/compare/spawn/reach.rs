@@ -13,12 +13,15 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use super::super::plan::Arm;
 use super::super::reach::{Counts, INSIDE, Reach, cgroup_id, exit_reason, places, read};
 use super::super::runner::RunnerError;
+use super::functions::functions;
 use super::{EMBEDDED, Spawner, watch};
 use crate::spec::Isolation;
 use crate::sys::counts::{Counted, Counter};
 
 /// Where the sandboxes' cgroups are.
-const FAMILY: &str = "/sys/fs/cgroup/duplex";
+pub(super) const FAMILY: &str = "/sys/fs/cgroup/duplex";
+/// Why nothing is known of a cgroup.
+pub(super) const GONE: &str = "the sandbox was gone before its cgroup was seen";
 /// How often a sandbox's cgroup is looked for until it is there.
 const LOOKING: Duration = Duration::from_micros(500);
 /// Where tracefs usually is.
@@ -52,9 +55,8 @@ pub(super) fn reach(spawner: &Spawner, arm: &Arm) -> Result<Reach, RunnerError> 
     Ok(reach)
 }
 
-/// The plan's command once more, with all its host's system calls and exits counted.
-fn counted(spawner: &Spawner, arm: &Arm, reach: &mut Reach) -> Result<(), RunnerError> {
-    let counters = counters(arm);
+/// The plan's command once more, watched for so long at most: the id of its sandbox's cgroup, if that was seen.
+pub(super) fn again(spawner: &Spawner, arm: &Arm, limit: Duration) -> Result<Option<u64>, RunnerError> {
     let folder = tempfile::tempdir().map_err(RunnerError::Scratch)?;
     let file = folder.path().join("id");
     let id_file = file.display().to_string();
@@ -69,30 +71,42 @@ fn counted(spawner: &Spawner, arm: &Arm, reach: &mut Reach) -> Result<(), Runner
             cgroup.set(cgroup_of(&file));
         }
     };
-    let watched = watch::watch(&mut child, plan.timeout, Some((LOOKING, &mut look)), || spawner.interrupt.note(None));
+    let watched = watch::watch(&mut child, limit, Some((LOOKING, &mut look)), || spawner.interrupt.note(None));
     if spawner.interrupt.asked.load(std::sync::atomic::Ordering::SeqCst) {
         return Err(RunnerError::Interrupted);
     }
     spawner.trace(&watched?)?;
+    Ok(cgroup.get())
+}
+
+/// All its host's system calls and exits counted.
+fn counted(spawner: &Spawner, arm: &Arm, reach: &mut Reach) -> Result<(), RunnerError> {
+    let counters = counters(arm);
+    let cgroup = again(spawner, arm, spawner.plan.timeout)?;
     let of = |counter: Result<Counter, String>, name: fn(u64) -> String| -> Result<Counts, String> {
         let counter = counter?;
-        let cgroup = cgroup.get().ok_or("the sandbox was gone before its cgroup was seen")?;
+        let cgroup = cgroup.ok_or(GONE)?;
         let found = counter.counts(cgroup).map_err(|e| format!("the kernel does not tell ({e})"))?;
         sorted(&found, name).ok_or_else(|| "the kernel saw none in its cgroup".to_owned())
     };
-    let mut note = |what: &str, found: Result<Counts, String>| {
-        let found = found.map_err(|why| reach.not_measured.push(format!("{what}: {why}"))).ok();
-        reach.not_measured.extend(found.as_ref().and_then(|counts| counts.without_kinds(what)));
-        found
-    };
-    let calls = note("system calls of the host", of(counters.calls, |number| number.to_string()));
-    let exits = counters.exits.and_then(|exits| note("exits of virtual processors", of(exits, exit_reason)));
+    let calls = noted(reach, "system calls of the host", of(counters.calls, |number| number.to_string()));
+    let exits = counters.exits.and_then(|exits| noted(reach, "exits of virtual processors", of(exits, exit_reason)));
     (reach.system_calls, reach.vm_exits) = (calls, exits);
+    if spawner.plan.functions {
+        reach.kernel_functions = noted(reach, "functions of the host's kernel", functions(spawner, arm)?);
+    }
     Ok(())
 }
 
+/// What was counted, if anything; what of it is not known is noted.
+fn noted(reach: &mut Reach, what: &str, found: Result<Counts, String>) -> Option<Counts> {
+    let found = found.map_err(|why| reach.not_measured.push(format!("{what}: {why}"))).ok();
+    reach.not_measured.extend(found.as_ref().and_then(|counts| counts.without_kinds(what)));
+    found
+}
+
 /// Events by names instead of numbers; `None` if there are none.
-fn sorted(found: &Counted, name: fn(u64) -> String) -> Option<Counts> {
+pub(super) fn sorted(found: &Counted, name: impl Fn(u64) -> String) -> Option<Counts> {
     let mut by_kind = BTreeMap::new();
     for (number, count) in &found.by_number {
         let sum: &mut u64 = by_kind.entry(name(*number)).or_default();
@@ -115,7 +129,7 @@ fn counters(arm: &Arm) -> Counters {
     Counters { calls, exits }
 }
 
-fn refused(error: &io::Error) -> String {
+pub(super) fn refused(error: &io::Error) -> String {
     format!("the kernel refuses to count them (it needs CONFIG_BPF_EVENTS, and we CAP_BPF and CAP_PERFMON): {error}")
 }
 
@@ -133,7 +147,7 @@ fn exits(family: u64) -> Result<Counter, String> {
 }
 
 /// Where tracefs is: mounted for all, or for as long as the descriptor is open.
-fn tracefs() -> Result<(PathBuf, Option<OwnedFd>), String> {
+pub(super) fn tracefs() -> Result<(PathBuf, Option<OwnedFd>), String> {
     let usual = TRACEFS.iter().map(Path::new).find(|path| path.join("events").is_dir());
     if let Some(path) = usual {
         return Ok((path.to_owned(), None));
