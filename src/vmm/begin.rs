@@ -76,7 +76,8 @@ impl Beginning {
                 let vcpus = make(vm, spec.vcpus)?;
                 if let Some(first) = vcpus.first() {
                     first.prepare_boot(&state)?;
-                    image.mapped().for_each(|(addr, len)| first.map_ahead(addr, len));
+                    let mapped = boot::mapped(image, initramfs.as_deref());
+                    mapped.into_iter().for_each(|(addr, len)| first.map_ahead(addr, len));
                 }
                 Ok(vcpus)
             }
@@ -110,7 +111,7 @@ impl Beginning {
     /// Runs of memory, as (begin, length), that are a file's until the guest writes to them.
     fn mapped(&self) -> Vec<(u64, u64)> {
         match self {
-            Self::Kernel { image, .. } => image.mapped().collect(),
+            Self::Kernel { image, initramfs, .. } => boot::mapped(image, initramfs.as_deref()),
             Self::Saved { saved, .. } => saved.state.extents.iter().map(|extent| (extent.addr, extent.len)).collect(),
         }
     }

@@ -27,6 +27,7 @@ cases_with!(
         another_processor_is_told,
         no_two_are_alike,
         one_is_written_while_others_boot,
+        code_is_the_files_in_all_machines,
     ]
 );
 
@@ -197,4 +198,36 @@ fn one_is_written_while_others_boot(place: &Place) {
     }
     template(place);
     place.must_be_clean("three at once");
+}
+
+/// What a machine has of its own in the mapping of a file, and what it has of it at all, in KiB.
+fn own_and_all(monitor: &str, file: &str) -> (u64, u64) {
+    let maps = fs::read_to_string(format!("/proc/{monitor}/smaps")).unwrap();
+    let kib = |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap();
+    let (mut inside, mut own, mut all) = (false, 0, 0);
+    for line in maps.lines() {
+        if line.split_whitespace().next().is_some_and(|word| !word.ends_with(':')) {
+            inside = line.ends_with(file);
+        } else if inside && line.starts_with("Rss:") {
+            all += kib(line);
+        } else if inside && line.starts_with("Anonymous:") {
+            own += kib(line);
+        }
+    }
+    (own, all)
+}
+
+/// A machine that booted has the agent's and most of the kernel's code as pages of their files.
+fn code_is_the_files_in_all_machines(place: &Place) {
+    place.run("microvm", &["--name", "booted", "--cold", "--net", "none", IMAGE, "sleep", "1000"]);
+    assert_eq!(place.say(&["exec", "booted", "echo", "agent"]), "agent");
+    let told: serde_json::Value = serde_json::from_str(&place.say(&["inspect", "booted"])).unwrap();
+    let parts = told[0]["Confinement"].as_array().unwrap();
+    let monitor = parts.iter().find(|part| part["Name"] == "duplex-vmm").unwrap()["Pid"].to_string();
+    let (own, all) = own_and_all(&monitor, "/initramfs.cpio");
+    assert!(all >= 1024 && own <= 64, "{own} KiB of the agent's {all} are the machine's own");
+    let (own, all) = own_and_all(&monitor, "/vmlinux");
+    assert!(all >= 6144 && own * 8 <= all, "{own} KiB of the kernel's {all} are the machine's own");
+    place.say(&["rm", "-f", "booted"]);
+    place.must_be_clean("a machine that booted");
 }

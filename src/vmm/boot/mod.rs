@@ -23,7 +23,7 @@ pub use elf::{Image, ImageError};
 
 use super::bus::Routes;
 use super::kvm::{BootState, write_tables};
-use super::memory::{self, GuestRam, HOLE_BEGIN, HUGE, MemoryError, place_file};
+use super::memory::{self, GuestRam, HOLE_BEGIN, HUGE, MemoryError, PAGE, share_file};
 use crate::spec::MIB;
 
 const ZERO_PAGE_ADDR: u64 = 0x7000;
@@ -116,6 +116,18 @@ pub fn check_memory(image: &Image, initramfs: Option<&OwnedFd>, memory_mib: u32)
     Ok(initramfs)
 }
 
+/// Where the initramfs begins: at a huge page behind the kernel. Not at the end of memory: the kernel takes its own early memory from there, which
+/// shall be huge pages.
+fn initramfs_addr(image: &Image) -> u64 {
+    image.end().next_multiple_of(HUGE)
+}
+
+/// Parts of memory that lie in small pages, most of them a file's until the kernel writes to them, as (guest address, length) in whole pages.
+pub fn mapped(image: &Image, initramfs: Option<&OwnedFd>) -> Vec<(u64, u64)> {
+    let len = initramfs.and_then(|file| size(file).ok()).unwrap_or(0) / PAGE * PAGE;
+    image.mapped().chain((len > 0).then(|| (initramfs_addr(image), len))).collect()
+}
+
 /// Fills the machine's memory. Returns the boot processor's state.
 ///
 /// # Errors
@@ -124,10 +136,10 @@ pub fn load(ram: &GuestRam, memory_mib: u32, payload: &Payload<'_>) -> Result<Bo
     let (kernel, image) = payload.kernel;
     let initramfs_len = check_memory(image, payload.initramfs, memory_mib)?;
     image.place(ram, kernel)?;
-    // Not at the end of memory: the kernel takes its own early memory from there, which shall be huge pages.
-    let initramfs_addr = image.end().next_multiple_of(HUGE);
+    let initramfs_addr = initramfs_addr(image);
     if let Some(file) = payload.initramfs {
-        place_file(ram, initramfs_addr, file, 0, initramfs_len)?;
+        // The kernel takes a file's whole pages as they lie there, so that the agent's are the same ones in all machines.
+        share_file(ram, initramfs_addr, file, initramfs_len)?;
     }
     load_cmdline(ram, GuestAddress(CMDLINE_ADDR), payload.cmdline).map_err(LoadError::WriteCmdline)?;
     let mp_table = mptable::build(payload.vcpus, payload.routes.iter());

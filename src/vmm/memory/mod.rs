@@ -162,6 +162,18 @@ pub fn share_pages(ram: &GuestRam, addr: u64, file: &impl AsFd, offset: u64, len
     map_pages(ram, addr, file, offset, len).map_err(|source| MemoryError::Map { addr, offset, len, source })
 }
 
+/// Puts the first `len` bytes of a file at a guest address, a page's begin: its whole pages as [`share_pages`] does, the rest copied.
+///
+/// # Errors
+/// [`MemoryError`] if the range is not in one piece of RAM, the file is too short or cannot be mapped or read.
+pub fn share_file(ram: &GuestRam, addr: u64, file: &impl AsFd, len: u64) -> Result<(), MemoryError> {
+    let whole = if is_shared(ram) { 0 } else { len / PAGE * PAGE };
+    if whole > 0 {
+        share_pages(ram, addr, file, 0, whole)?;
+    }
+    copy_file(ram, addr + whole, file, whole, len - whole)
+}
+
 /// Gives a range of guest memory pages of its own before the guest writes to it, one call instead of two exits for each page. What cannot be
 /// done now (before Linux 5.14, or outside memory) happens at the first write.
 pub fn make_own(ram: &GuestRam, addr: u64, len: u64) {
@@ -305,6 +317,28 @@ mod tests {
         let mut still = vec![0; bytes.len()];
         rustix::io::pread(&file, &mut still[..], 0).unwrap();
         assert!(still == bytes, "the guest's writes do not reach the file");
+    }
+
+    #[test]
+    fn a_shared_file_is_whole_wherever_it_ends() {
+        for len in [1, 0xfff, 0x1000, 0x5000, 0x5001] {
+            let bytes = pattern(len);
+            let file = file(&bytes);
+            let ram = reserve(4).unwrap();
+            share_file(&ram, HUGE, &file, len as u64).unwrap();
+            let mut read = vec![0; len + 1];
+            ram.read_slice(&mut read, GuestAddress(HUGE)).unwrap();
+            assert!(read[..len] == bytes, "{len} bytes");
+            assert_eq!(read[len], 0, "behind the file's end memory stays zero");
+            ram.write_slice(&vec![0; len], GuestAddress(HUGE)).unwrap();
+            let mut still = vec![0; len];
+            rustix::io::pread(&file, &mut still[..], 0).unwrap();
+            assert!(still == bytes, "the guest's writes do not reach the file");
+            assert!(
+                share_file(&ram, HUGE, &file, len as u64 + 1).is_err(),
+                "a file of {len} bytes is too short for one more"
+            );
+        }
     }
 
     #[test]
