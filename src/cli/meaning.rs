@@ -169,6 +169,9 @@ pub(super) enum MeaningError {
         "Option --net host is for containers: a microVM's kernel has a network of its own; publish its ports with -p"
     )]
     HostNetwork,
+    /// The host's root directory for what has one of its own.
+    #[error("Option --host-root is for plain processes")]
+    HostRoot,
     /// A runtime for what is no container.
     #[error("Option --runtime is for containers")]
     Runtime,
@@ -247,6 +250,7 @@ pub(super) fn sandbox(
         read_only: args.read_only,
         init: args.init,
         runtime: args.runtime.clone(),
+        host_root: args.host_root,
         kernel: args.kernel.clone(),
         kernel_log: args.kernel_log.clone(),
         cold: args.cold,
@@ -274,6 +278,9 @@ fn sysctls(args: &RunArgs) -> Result<Vec<Sysctl>, ResourceError> {
 fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {
     if args.runtime.is_some() && args.isolation != Isolation::Container {
         return Err(MeaningError::Runtime);
+    }
+    if args.host_root.is_some() && args.isolation != Isolation::Process {
+        return Err(MeaningError::HostRoot);
     }
     if args.isolation == Isolation::Process && args.net.mode != NetworkMode::Host {
         return Err(MeaningError::ProcessNetwork);

@@ -95,6 +95,7 @@ impl Needs {
                 .chain(&args.report)
                 .chain(arms.iter().filter_map(|a| a.kernel.as_ref()))
                 .cloned()
+                .chain(arms.iter().filter_map(|a| Some(a.venv.as_ref()?.join("pyvenv.cfg"))))
                 .collect(),
             results: args.json.iter().chain(&args.report).cloned().collect(),
         }

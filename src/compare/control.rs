@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Arm, Plan};
+use super::venv::{self, Python};
 use crate::spec::{Isolation, MIB};
 
 /// The files that a sandbox shows of itself for the proof, and what [`Evidence::from_inside`] reads.
@@ -16,6 +17,11 @@ pub(super) const INSIDE_RUNTIME: [&str; 4] = ["/proc/version", INSIDE[1], INSIDE
 
 /// Kinds of namespaces that a container has of its own and a plain process has not, with whatever network.
 pub(super) const NAMESPACES: [&str; 4] = ["pid", "net", "uts", "ipc"];
+
+/// Kinds of namespaces of which an arm's are looked at: what runs in the host's own root directory has its mounts too.
+pub(super) fn namespaces(arm: &Arm) -> Vec<&'static str> {
+    NAMESPACES.into_iter().chain(arm.venv.is_some().then_some("mnt")).collect()
+}
 
 /// What was seen of one sandbox. What could not be seen is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Evidence {
     pub shared: Option<Vec<String>>,
     /// Its root directory, as the host calls it.
     pub root: Option<PathBuf>,
+    /// The Python that answers, where a virtual environment is compared.
+    pub python: Option<Python>,
 }
 
 impl Evidence {
@@ -70,6 +78,7 @@ impl Evidence {
             no_new_privileges: value("NoNewPrivs").map(|v| v == "1"),
             shared: None,
             root: None,
+            python: None,
         }
     }
 
@@ -164,15 +173,19 @@ pub(super) fn controls(
             proofs
         }
         Isolation::Process => {
-            let all = NAMESPACES.map(str::to_owned);
+            let all: Vec<String> = namespaces(arm).into_iter().map(str::to_owned).collect();
             let root = evidence.root.as_deref().map(Path::display);
             let mut proofs = vec![
                 control("host's kernel", format!("boot id {host}"), boot_id, |id| *id == host),
                 control("host's namespaces", listed(&all), shared, |names| *names == listed(&all)),
-                control("own root directory", "not /".to_owned(), root, |root| root.to_string() != "/"),
+                match arm.venv {
+                    None => control("own root directory", "not /".to_owned(), root, |root| root.to_string() != "/"),
+                    Some(_) => control("host's root directory", "/".to_owned(), root, |root| root.to_string() == "/"),
+                },
                 control("system calls", "mode 0, no filter".to_owned(), evidence.seccomp, |mode| *mode == 0),
             ];
             proofs.extend(limits());
+            proofs.extend(arm.venv.as_ref().map(|venv| venv::control(venv, evidence)));
             proofs
         }
     }
@@ -205,7 +218,16 @@ pub(super) mod tests {
     }
 
     fn arm(isolation: Isolation) -> Arm {
-        Arm { name: "a".into(), isolation, kernel: None, read_only: false, cold: false, hardened: false, runtime: None }
+        Arm {
+            name: "a".into(),
+            isolation,
+            kernel: None,
+            read_only: false,
+            cold: false,
+            hardened: false,
+            runtime: None,
+            venv: None,
+        }
     }
 
     #[test]
@@ -274,6 +296,18 @@ pub(super) mod tests {
         assert_eq!(failed(Isolation::Process, &evidence(&NAMESPACES, "/run/image")), [""; 0]);
         assert_eq!(failed(Isolation::Process, &evidence(&NAMESPACES, "/")), ["own root directory"]);
         assert_eq!(failed(Isolation::Process, &evidence(&["pid", "net", "uts"], "/x")), ["host's namespaces"]);
+        let venv = Arm { venv: Some("/env".into()), ..arm(Isolation::Process) };
+        let failed_of = |arm: &Arm, evidence: &Evidence| {
+            let controls = controls(arm, &plan(), (BOOT_ID, None), evidence).into_iter().filter(|c| !c.passed);
+            controls.map(|c| c.name).collect::<Vec<_>>()
+        };
+        let python = |prefix: &str| Some(Python { version: "3.11.2".into(), prefix: prefix.into(), uid: 0 });
+        let on_host = evidence(&["pid", "net", "uts", "ipc", "mnt"], "/");
+        assert_eq!(failed_of(&venv, &Evidence { python: python("/env"), ..on_host.clone() }), [""; 0]);
+        assert_eq!(failed_of(&venv, &Evidence { python: python("/usr"), ..on_host.clone() }), ["Python's prefix"]);
+        assert_eq!(failed_of(&venv, &on_host), ["Python's prefix"], "what does not answer is not proved");
+        let in_image = Evidence { python: python("/env"), ..evidence(&NAMESPACES, "/run/image") };
+        assert_eq!(failed_of(&venv, &in_image), ["host's namespaces", "host's root directory"]);
         let blind = failed(Isolation::Process, &Evidence::default());
         let all = [
             "host's kernel",

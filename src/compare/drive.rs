@@ -1,6 +1,7 @@
 //! One comparison from plan to record.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::agree::{Deed, Disagreement, disagreement};
@@ -16,6 +17,7 @@ use super::record::{
 use super::runner::{Observation, Runner, RunnerError};
 use super::schedule::{self, rounds};
 use super::stats::{ratio, rounded};
+use super::venv;
 use super::verdict::LEAST_ROUNDS;
 use crate::spec::{Digest, Isolation, Moment};
 
@@ -35,6 +37,8 @@ pub struct Given {
     pub now_unix_s: u64,
     /// Bytes on disk by isolation and part.
     pub disk_bytes: BTreeMap<Isolation, BTreeMap<String, u64>>,
+    /// Bytes on disk of each virtual environment.
+    pub venvs: BTreeMap<PathBuf, u64>,
 }
 
 /// What is being done, for who watches.
@@ -104,6 +108,7 @@ pub fn compare(
         watch(&Step::Controls(arm.name.clone()));
         arms.push(proved(arm, plan, given, runner)?);
     }
+    same_user(&mut arms)?;
     if plan.probes {
         for record in &mut arms {
             watch(&Step::Probes(record.arm.name.clone()));
@@ -127,6 +132,7 @@ pub fn compare(
     }
     arms.iter_mut().for_each(ArmRecord::summarize);
     let mut unequal = unequal(plan);
+    unequal.extend(venv::unequal(plan, &arms));
     unequal.extend(agreement.allowed.iter().map(ToString::to_string));
     Ok(Record {
         schema: SCHEMA.to_owned(),
@@ -203,13 +209,34 @@ fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Res
         arm: arm.clone(),
         controls,
         probes: Vec::new(),
-        disk_bytes: given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
+        python: evidence.python,
+        disk_bytes: disk_bytes(arm, given),
         runs: Vec::new(),
         memory_runs: Vec::new(),
         density: None,
         reach: None,
         summary: Summary::default(),
     })
+}
+
+/// What the arm needs on disk: a virtual environment has no image.
+fn disk_bytes(arm: &Arm, given: &Given) -> BTreeMap<String, u64> {
+    match &arm.venv {
+        Some(venv) => present([("venv", given.venvs.get(venv).copied())]),
+        None => given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
+    }
+}
+
+/// Adds the proof that virtual environments and the image run as one user, or refuses them.
+fn same_user(arms: &mut [ArmRecord]) -> Result<(), CompareError> {
+    for (at, control) in venv::same_user(arms) {
+        let record = &mut arms[at];
+        if !control.passed {
+            return Err(CompareError::Control { arm: record.arm.name.clone(), control });
+        }
+        record.controls.push(control);
+    }
+    Ok(())
 }
 
 fn failed(arm: &Arm, what: String, source: RunnerError) -> CompareError {
@@ -393,7 +420,7 @@ fn unequal(plan: &Plan) -> Vec<String> {
     if plan.arms.iter().any(|a| a.kernel.is_some()) {
         found.push("The arms boot different guest kernels.".to_owned());
     }
-    if let Some(arm) = plan.arms.iter().find(|a| a.isolation == Isolation::Process) {
+    if let Some(arm) = plan.arms.iter().find(|a| a.isolation == Isolation::Process && a.venv.is_none()) {
         found.push(format!(
             "Arm '{}' ISOLATES NOTHING: it is the command on this host, with its processes, network, devices and, as root, \
             all rights; only its root directory is the image's, and its limits are those of the other arms.",

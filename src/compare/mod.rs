@@ -30,6 +30,7 @@ mod schedule;
 mod spawn;
 mod stats;
 mod table;
+mod venv;
 mod verdict;
 mod words;
 
@@ -52,4 +53,5 @@ pub use schedule::turns;
 pub use spawn::{Interrupt, Spawner};
 pub use stats::{Ratio, Spread};
 pub use table::table;
+pub use venv::{Python, VenvError, bytes_on_disk, check_entrypoint, find_venvs};
 pub use verdict::Verdict;

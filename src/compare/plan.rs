@@ -32,6 +32,9 @@ pub struct Arm {
     /// Another OCI runtime than the built-in one, by its program (container only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<PathBuf>,
+    /// The command runs on the host itself, with the programs of this virtual environment of Python first (process only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub venv: Option<PathBuf>,
 }
 
 impl Arm {
@@ -55,6 +58,9 @@ const RUNTIMES: [&str; 4] = ["crun", "runc", "runsc", "youki"];
 /// What comes before the path of another.
 const BY_PATH: &str = "runtime:";
 
+/// What comes before the path of a virtual environment.
+const VENV: &str = "venv:";
+
 /// What is short for `container,hardened`.
 const HARDENED: &str = "container-hardened";
 
@@ -63,7 +69,7 @@ const HARDENED: &str = "container-hardened";
 pub enum ArmError {
     /// The isolation is unknown.
     #[error(
-        "Arm '{0}' names none of 'microvm', 'container', 'container-hardened', 'process', {runtimes} and \
+        "Arm '{0}' names none of 'microvm', 'container', 'container-hardened', 'process', 'venv:/PATH', {runtimes} and \
         'runtime:/PATH': write [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]",
         runtimes = RUNTIMES.map(|name| format!("'{name}'")).join(", ")
     )]
@@ -91,6 +97,9 @@ pub enum ArmError {
     /// A runtime by a path that depends on the folder.
     #[error("Arm '{0}' names its runtime by a path that is not absolute: write runtime:/PATH")]
     Relative(String),
+    /// A virtual environment by such a path.
+    #[error("Arm '{0}' names its virtual environment by a path that is not absolute: write venv:/PATH")]
+    RelativeVenv(String),
     /// A runtime that is not there.
     #[error(
         "Arm '{arm}' needs the OCI runtime '{program}', which is no program in PATH: install it, or name it by its path with --arm {arm}=runtime:/PATH"
@@ -131,8 +140,16 @@ impl FromStr for Arm {
             None => RUNTIMES.contains(&isolation).then(|| isolation.into()),
         };
         // By its path it is named as its file.
-        let unnamed = || (head.strip_prefix(BY_PATH).and_then(|path| path.rsplit('/').next()).unwrap_or(head), head);
+        let by_path = || head.strip_prefix(BY_PATH).and_then(|path| path.rsplit('/').next());
+        let unnamed = || match head.strip_prefix(VENV) {
+            Some(_) => ("venv", head),
+            None => (by_path().unwrap_or(head), head),
+        };
         let (name, isolation) = head.split_once('=').unwrap_or_else(unnamed);
+        let venv = isolation.strip_prefix(VENV).map(PathBuf::from);
+        if venv.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(ArmError::RelativeVenv(text.to_owned()));
+        }
         let runtime = runtime(isolation);
         if runtime.as_ref().is_some_and(|program| isolation.starts_with(BY_PATH) && !program.is_absolute()) {
             return Err(ArmError::Relative(text.to_owned()));
@@ -140,6 +157,7 @@ impl FromStr for Arm {
         let (isolation, hardened) = match isolation {
             HARDENED => ("container", true),
             _ if runtime.is_some() => ("container", false),
+            _ if venv.is_some() => ("process", false),
             other => (other, false),
         };
         let isolation = isolation.parse().map_err(|_| ArmError::Isolation(text.to_owned()))?;
@@ -148,7 +166,7 @@ impl FromStr for Arm {
             return Err(ArmError::Name(name.to_owned()));
         }
         let name = name.to_owned();
-        let mut arm = Self { name, isolation, kernel: None, read_only: false, cold: false, hardened, runtime };
+        let mut arm = Self { name, isolation, kernel: None, read_only: false, cold: false, hardened, runtime, venv };
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
                 ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
@@ -279,6 +297,7 @@ mod tests {
             cold: false,
             hardened: false,
             runtime: None,
+            venv: None,
         };
         assert_eq!("microvm".parse(), Ok(arm("microvm", Isolation::MicroVm)));
         assert_eq!("a=container".parse(), Ok(arm("a", Isolation::Container)));
@@ -289,6 +308,9 @@ mod tests {
         assert_eq!("a=container-hardened".parse(), Ok(hardened("a")));
         assert_eq!("b=container,hardened".parse(), Ok(hardened("b")));
         assert_eq!("process".parse(), Ok(arm("process", Isolation::Process)));
+        let venv = |name: &str| Arm { venv: Some("/srv/env".into()), ..arm(name, Isolation::Process) };
+        assert_eq!("venv:/srv/env".parse(), Ok(venv("venv")));
+        assert_eq!("host=venv:/srv/env".parse(), Ok(venv("host")));
         let outside =
             |name: &str, program: &str| Arm { runtime: Some(program.into()), ..arm(name, Isolation::Container) };
         assert_eq!("runsc".parse(), Ok(outside("runsc", "runsc")));
@@ -314,6 +336,8 @@ mod tests {
         assert_eq!(parse(&["microvm,hardened", "container"]), ArmError::Hardened("microvm,hardened".into()));
         assert_eq!(parse(&["a b=microvm", "microvm"]), ArmError::Name("a b".into()));
         assert_eq!(parse(&["process,cold", "microvm"]), ArmError::Process("process,cold".into()));
+        assert_eq!(parse(&["venv:env", "microvm"]), ArmError::RelativeVenv("venv:env".into()));
+        assert_eq!(parse(&["venv:/env,cold", "microvm"]), ArmError::Process("venv:/env,cold".into()));
         assert_eq!(parse(&["crun,hardened", "microvm"]), ArmError::Outside("crun,hardened".into()));
         assert_eq!(parse(&["crun,cold", "microvm"]), ArmError::Kernel("crun,cold".into()));
         assert_eq!(parse(&["runtime:it", "microvm"]), ArmError::Relative("runtime:it".into()));

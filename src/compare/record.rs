@@ -13,6 +13,7 @@ use super::plan::Arm;
 use super::probes::Probe;
 use super::reach::Reach;
 use super::stats::{Ratio, Spread, ratio};
+use super::venv::Python;
 use super::verdict::{Kind, Verdict};
 use crate::spec::{Digest, Phase};
 
@@ -130,6 +131,9 @@ pub struct ArmRecord {
     /// What its walls let through, if that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<Probe>,
+    /// The Python that answers in it, where a virtual environment is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<Python>,
     /// Bytes on disk that the arm needs, by part.
     pub disk_bytes: BTreeMap<String, u64>,
     /// The timed runs, those for warming up included.

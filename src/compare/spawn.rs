@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::control::{Evidence, INSIDE, INSIDE_RUNTIME, NAMESPACES};
+use super::control::{Evidence, INSIDE, INSIDE_RUNTIME, namespaces};
 use super::measures;
 use super::meters::{MemorySample, Meter};
 use super::plan::{Arm, Plan};
@@ -27,13 +27,14 @@ use crate::sys::clock::monotonic_ns;
 mod crowd;
 mod functions;
 mod reach;
+mod venv;
 mod watch;
 
 use crowd::Idlers;
 use watch::{Watched, watch};
 
 /// Name of the embedded image, for proofs and the idle sandbox.
-const EMBEDDED: &str = "workloads";
+pub(super) const EMBEDDED: &str = "workloads";
 /// Pause between two memory samples.
 const SAMPLING: Duration = Duration::from_millis(10);
 /// Longest wait for an idle sandbox's memory to settle.
@@ -113,6 +114,10 @@ impl Spawner {
         let network = if arm.isolation == Isolation::Process { "host" } else { network };
         command.args(["--hostname", "duplex", "--net", network]);
         command.arg("--isolation").arg(arm.isolation.to_string());
+        let mut words = words.to_owned();
+        if let Some(venv) = &arm.venv {
+            words = self::venv::enter(&mut command, venv, image, words);
+        }
         if let Some(runtime) = &arm.runtime {
             command.arg("--runtime").arg(runtime);
         }
@@ -131,7 +136,7 @@ impl Spawner {
         if arm.read_only {
             command.arg("--read-only");
         }
-        command.args(options).arg("--").arg(image).args(words);
+        command.args(options).arg("--").arg(image).args(&words);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -310,7 +315,8 @@ impl Runner for Spawner {
         let (_, child) = self.spawn(command.stdin(Stdio::null()))?;
         let (watched, _) = self.finish(child, false)?;
         self.trace(&watched)?;
-        let inside = Evidence::from_inside(&String::from_utf8_lossy(&watched.deed.stdout.head));
+        let mut inside = Evidence::from_inside(&String::from_utf8_lossy(&watched.deed.stdout.head));
+        inside.python = self::venv::python(self, arm)?;
         if arm.isolation == Isolation::MicroVm {
             return Ok(inside);
         }
@@ -318,7 +324,7 @@ impl Runner for Spawner {
         let meter = Meter::default();
         let file = |name| meter.sandbox_file(child.id(), name);
         let mut evidence = inside.with_limits(file("memory.max").as_deref(), file("cpu.max").as_deref());
-        if let Some((shared, root)) = meter.shared(child.id(), &NAMESPACES) {
+        if let Some((shared, root)) = meter.shared(child.id(), &namespaces(arm)) {
             (evidence.shared, evidence.root) = (Some(shared), Some(root));
         }
         self.end_waiting(child, stdin)?;

@@ -23,6 +23,8 @@ pub(super) struct Execute {
     report: Arc<OwnedFd>,
     walls: Walls,
     init: bool,
+    /// The file of the program, whatever the arguments call it.
+    program: Option<Arc<OwnedFd>>,
 }
 
 /// Why the command was not executed.
@@ -47,7 +49,12 @@ impl Execute {
                 "There is no command: the image has none and none was given".to_owned(),
             ));
         }
-        Ok(Self { arguments, environment, report: Arc::new(report), walls, init: false })
+        Ok(Self { arguments, environment, report: Arc::new(report), walls, init: false, program: None })
+    }
+
+    /// By this file, which needs no interpreter.
+    pub(super) fn by_file(self, program: Option<OwnedFd>) -> Self {
+        Self { program: program.map(Arc::new), ..self }
     }
 
     /// As the child of an init, which this process becomes.
@@ -72,6 +79,12 @@ impl Execute {
         let Some(program) = self.arguments.first() else {
             return (FailureKind::NotFound, "There is no command".to_owned());
         };
+        if let Some(file) = &self.program {
+            return match nix::unistd::fexecve(file, &self.arguments, &self.environment) {
+                Ok(never) => match never {},
+                Err(errno) => refusal(program, errno),
+            };
+        }
         let mut worst = Errno::ENOENT;
         for candidate in candidates(program, &self.environment) {
             match nix::unistd::execve(&candidate, &self.arguments, &self.environment) {

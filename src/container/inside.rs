@@ -63,6 +63,11 @@ impl Inside {
         Ok(Some(bytes))
     }
 
+    /// A file of the image that is to be executed.
+    pub(super) fn program(&self, path: &Path) -> Result<OwnedFd, InsideError> {
+        self.resolve(path, OFlags::PATH, Mode::empty()).map_err(failed("open", path))
+    }
+
     /// Makes a folder and those above it where they are missing, owned by root.
     pub(super) fn make_folders(&self, path: &Path) -> Result<OwnedFd, InsideError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;

@@ -13,6 +13,8 @@
 //! ```
 //!
 //! The mount namespace is container-init's, so that a crash leaves no mounts; there the host's `/dev`, `/proc` and `/sys` are in the image too.
+//! Where the orders want the host's own root directory the command is in the host's mount namespace too, and the image is mounted only to open
+//! a program of it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -21,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use duplex_wire::{DEFAULT_OPEN_FILES, FailureKind, Identity, environment};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -28,10 +31,11 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::child::{self, ChildError, Descriptors};
 use super::execute::{Execute, Refusal, outcome};
+use super::inside::Inside;
 use super::orders::{Orders, Report, Request, receive, send};
 use super::rootfs;
 use super::walls::Walls;
-use crate::spec::{Seccomp, Security};
+use crate::spec::{ProgramOf, Seccomp, Security};
 use crate::sys::birth::{Birth, give_child_birth};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::mounts::tree_view;
@@ -58,10 +62,29 @@ pub(super) enum PlainError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot keep the host's mounts")]
+    Mounts(#[source] io::Error),
     #[error("Cannot make the command's process")]
     Birth(#[source] io::Error),
     #[error("Cannot talk to the command's process")]
     Pipe(#[source] io::Error),
+}
+
+/// Where the command finds itself.
+enum Root {
+    /// In its image, which container-init has mounted here.
+    Image(PathBuf),
+    /// In the host's root directory, by the host's own mounts.
+    Host(OwnedFd),
+}
+
+/// The command's surroundings, made.
+struct Place {
+    root: Root,
+    /// Whose accounts there are.
+    accounts: Inside,
+    /// The program, where it is the image's and the root is not.
+    program: Option<OwnedFd>,
 }
 
 /// What the command's process does before it is the command.
@@ -69,7 +92,7 @@ struct Becoming {
     stdio: [OwnedFd; 3],
     /// Its first byte is the word to begin.
     begin: OwnedFd,
-    root: PathBuf,
+    root: Root,
     cwd: PathBuf,
     identity: Identity,
     execute: Execute,
@@ -80,15 +103,18 @@ struct Becoming {
 /// Makes the process of these orders and follows it to its end. This process has one thread yet.
 pub(super) fn run(control: &Arc<OwnedFd>, orders: &Orders, descriptors: Descriptors) -> Result<(), ChildError> {
     let Descriptors { stdio, pieces, .. } = descriptors;
-    child::enter_namespaces(orders, None)?;
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
-    let (root, inside) = child::mount_root(orders, &pieces)?;
-    drop(pieces);
-    show_host(&root)?;
     let process = &orders.spec.process;
-    inside.make_folders(process.cwd.as_ref())?;
-    let identity = match child::identify(&inside, &process.user)? {
+    let Place { root, accounts, program } = match orders.spec.host_root {
+        None => in_image(orders, &pieces)?,
+        Some(_) if !Path::new(&process.cwd).is_dir() => {
+            return refuse((FailureKind::Other, format!("The working folder {} is not on this host", process.cwd)));
+        }
+        Some(program) => on_host(orders, program, &pieces)?,
+    };
+    drop(pieces);
+    let identity = match child::identify(&accounts, &process.user)? {
         Ok(identity) => identity,
         Err(unknown) => return refuse((FailureKind::Other, unknown.to_string())),
     };
@@ -98,7 +124,7 @@ pub(super) fn run(control: &Arc<OwnedFd>, orders: &Orders, descriptors: Descript
     let ((begin, word), (refusals, report)) = (pipe()?, pipe()?);
     let told = report.try_clone().map_err(PlainError::Pipe)?;
     let execute = match Execute::new(&process.args, &environment, told, walls) {
-        Ok(execute) => execute,
+        Ok(execute) => execute.by_file(program),
         Err(refusal) => return refuse(refusal),
     };
     let cgroup = Path::new(CGROUPS).join(orders.cgroup.strip_prefix("/").unwrap_or(&orders.cgroup));
@@ -129,6 +155,30 @@ pub(super) fn run(control: &Arc<OwnedFd>, orders: &Orders, descriptors: Descript
     let killed = std::fs::write(cgroup.join("cgroup.kill"), "1");
     killed.map_err(|source| PlainError::Cgroup { path: cgroup, source })?;
     say(&Report::Exited { ending, at_ns })
+}
+
+/// In a mount namespace of container-init's, in which the image is the root directory to be.
+fn in_image(orders: &Orders, pieces: &[OwnedFd]) -> Result<Place, ChildError> {
+    child::enter_namespaces(orders, None)?;
+    let (root, accounts) = child::mount_root(orders, pieces)?;
+    show_host(&root)?;
+    accounts.make_folders(orders.spec.process.cwd.as_ref())?;
+    Ok(Place { root: Root::Image(root), accounts, program: None })
+}
+
+/// On the host as it is. A program of the image is opened where nobody else sees the image.
+fn on_host(orders: &Orders, program: ProgramOf, pieces: &[OwnedFd]) -> Result<Place, ChildError> {
+    let mounts = File::open("/proc/self/ns/mnt").map_err(PlainError::Mounts)?;
+    let accounts = Inside::open(Path::new("/"))?;
+    let program = match (program, orders.spec.process.args.first()) {
+        (ProgramOf::Image, Some(path)) => {
+            child::enter_namespaces(orders, None)?;
+            let (_, image) = child::mount_root(orders, pieces)?;
+            Some(image.program(path.as_ref())?)
+        }
+        _ => None,
+    };
+    Ok(Place { root: Root::Host(mounts.into()), accounts, program })
 }
 
 /// The host's devices, processes and kernel, as any of its programs sees them.
@@ -178,7 +228,10 @@ impl Becoming {
         let (soft, hard) = DEFAULT_OPEN_FILES;
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: Some(hard) })?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
-        rustix::process::chroot(&self.root)?;
+        match &self.root {
+            Root::Image(path) => rustix::process::chroot(path)?,
+            Root::Host(mounts) => setns(mounts, CloneFlags::CLONE_NEWNS)?,
+        }
         rustix::process::chdir(&self.cwd)?;
         let Identity { uid, gid, groups, .. } = &self.identity;
         let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();

@@ -32,7 +32,7 @@ pub use network::{
 pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, Sysctl, TerminalSize, Tmpfs};
 pub use process::{Transfer, Wanted};
 pub use rates::{DeviceRate, DeviceValue, NetRate, RateError};
-pub use sandbox::{Exit, Installation, Isolation, Outcome, SandboxSpec, State, Usage};
+pub use sandbox::{Exit, Installation, Isolation, Outcome, ProgramOf, SandboxSpec, State, Usage};
 pub use security::{Seccomp, Security};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

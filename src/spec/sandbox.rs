@@ -43,6 +43,37 @@ impl FromStr for Isolation {
     }
 }
 
+/// Where the program of a command in the host's own root directory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProgramOf {
+    /// The host: by the search path, as for any of its programs.
+    Host,
+    /// The image, which is nowhere else to be seen: it must need nothing but itself.
+    Image,
+}
+
+impl fmt::Display for ProgramOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Image => "image",
+        })
+    }
+}
+
+impl FromStr for ProgramOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "host" => Ok(Self::Host),
+            "image" => Ok(Self::Image),
+            other => Err(format!("'{other}' is neither 'host' nor 'image'")),
+        }
+    }
+}
+
 /// Everything that decides what a sandbox is. Immutable once made, and kept as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -73,6 +104,9 @@ pub struct SandboxSpec {
     /// The OCI runtime program in the built-in one's place (container only).
     #[serde(default)]
     pub runtime: Option<PathBuf>,
+    /// The command runs in the host's own root directory, and whose program it is there (process only).
+    #[serde(default)]
+    pub host_root: Option<ProgramOf>,
     /// Another guest kernel than the one installed (microVM only).
     pub kernel: Option<PathBuf>,
     /// Keep the guest's kernel log in this file (microVM only).
@@ -116,6 +150,7 @@ impl SandboxSpec {
             read_only: false,
             init: false,
             runtime: None,
+            host_root: None,
             kernel: None,
             kernel_log: None,
             cold: false,

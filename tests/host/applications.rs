@@ -4,17 +4,20 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use duplex::compare::{APPLICATIONS, Record};
+use duplex::compare::{APPLICATIONS, ArmRecord, Record};
 
 use crate::debian::{duplex, must, programs_layout, root};
 use crate::runner::{Case, Need, Verdict};
 
 const BUILD_NEEDS: &[Need] = &[Need::Outside, Need::Root, Need::Program("mmdebstrap"), Need::Program("umoci")];
+const VENV_NEEDS: &[Need] = &[Need::Outside, Need::Program("python3.11")];
 const NEEDS: &[Need] = &[Need::Host, Need::Root, Need::Kvm, Need::CgroupV2, Need::Store];
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "applications::an_image_is_built_and_loaded", needs: BUILD_NEEDS, run: an_image_is_built_and_loaded },
     Case { name: "applications::further_images_are_built", needs: BUILD_NEEDS, run: further_images_are_built },
+    Case { name: "applications::a_venv_is_made", needs: VENV_NEEDS, run: a_venv_is_made },
+    Case { name: "applications::a_venv_is_compared", needs: NEEDS, run: a_venv_is_compared },
     Case {
         name: "applications::pgbench_is_compared",
         needs: NEEDS,
@@ -82,6 +85,51 @@ fn folder() -> PathBuf {
 
 fn layout(name: &str) -> PathBuf {
     folder().join(format!("app-{name}"))
+}
+
+fn venv() -> PathBuf {
+    folder().join("venv-python-start")
+}
+
+/// Of the image's requirements, by the command that the README has.
+fn a_venv_is_made() -> Verdict {
+    must(Command::new(root().join("tests/images/venv")).arg("python-start").arg(venv()).arg("/usr/bin/python3.11"));
+    assert!(venv().join("lib/python3.11/site-packages/jinja2/__init__.py").is_file());
+    Ok(())
+}
+
+/// The same packages on the host and in an image: the outputs agree, or there would be no result.
+fn a_venv_is_compared() -> Verdict {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("result.json");
+    let arm = format!("venv:{}", venv().display());
+    let out = duplex()
+        .env("DUPLEX_STATE", folder.path())
+        .args(["compare", "--workload", "python-start", "--arm", "container", "--arm", &arm])
+        .args(["--runs", "1", "--warmup", "0", "--memory-runs", "1", "--reach", "--timeout", "800", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let (said, told) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{told}");
+    assert!(told.contains("arm 'venv' isolates nothing") && said.contains("venv isolates nothing"), "{told}{said}");
+    let record: Record = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let [image, here] = [0, 1].map(|at| &record.arms[at]);
+    let python = |arm: &ArmRecord| arm.python.clone().unwrap();
+    assert_eq!((python(image).prefix, python(image).uid), (PathBuf::from("/usr"), python(here).uid));
+    assert_eq!(python(here).prefix, venv().canonicalize().unwrap());
+    assert!(record.unequal.iter().any(|line| line.contains(&python(here).version)), "{:?}", record.unequal);
+    for name in ["host's namespaces", "host's root directory", "memory limit", "Python's prefix", "Python's user"] {
+        assert!(here.controls.iter().any(|control| control.name == name && control.passed), "{name}");
+    }
+    let (size, whole) = (here.disk_bytes["venv"], image.disk_bytes["image"]);
+    assert!(here.disk_bytes.len() == 1 && size > 1 << 20 && size < whole / 10, "{size} of {whole}");
+    assert!(here.memory_runs[0].idle_parts.is_some() && here.runs[0].measured_ns.len() == 3);
+    let reach = |arm: &ArmRecord| arm.reach.clone().unwrap();
+    assert!(reach(here).writable_host_paths.unwrap().contains(&"/".to_owned()), "the host's own root");
+    assert!(!reach(image).writable_host_paths.unwrap().contains(&"/".to_owned()));
+    assert!(reach(here).system_calls.unwrap().total > 1000, "its cgroup's calls are counted");
+    Ok(())
 }
 
 /// One round in each isolation, which `compare` refuses unless both printed the same, has these figures.

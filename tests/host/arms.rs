@@ -1,4 +1,7 @@
-//! Arms of `compare` that are no sandboxes of ours: a plain process, and the containers of outside runtimes.
+//! Arms of `compare` that are no sandboxes of ours: a plain process, a virtual environment of the host, and the containers of outside runtimes.
+
+use std::collections::BTreeSet;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -13,6 +16,7 @@ const NEEDS: &[Need] = &[
     Need::Program("crun"),
     Need::Program("runc"),
     Need::Program("runsc"),
+    Need::Program("python3"),
 ];
 
 cases_with!(
@@ -20,6 +24,7 @@ cases_with!(
     Place::new(),
     [
         a_plain_process_shows_what_a_container_costs,
+        a_virtual_environment_is_the_host_itself,
         outside_runtimes_are_arms,
         a_runtime_with_its_own_kernel_is_an_arm,
         refusals
@@ -61,6 +66,34 @@ fn a_plain_process_shows_what_a_container_costs(place: &Place) {
         assert_ne!(reached(container, name), "reachable", "{name}");
     }
     assert_eq!(reached(process, "left-descriptors"), "blocked");
+    place.until_clean();
+}
+
+/// One that is made by hand, without packages: programs of the embedded image are executed out of it, and find themselves on the host.
+fn a_virtual_environment_is_the_host_itself(place: &Place) {
+    let folder = tempfile::tempdir().unwrap();
+    let venv = folder.path().join("env");
+    let made = Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&venv).status().unwrap();
+    assert!(made.success());
+    let arm = format!("host=venv:{}", venv.display());
+    let arms = ["--probes", "--density", "2", "--arm", "container", "--arm", "process", "--arm", &arm];
+    let record: Value = serde_json::from_str(&place.say(&[&ONCE[..], &arms].concat())).unwrap();
+    let [container, process, host] = [0, 1, 2].map(|at| &record["arms"][at]);
+    assert_eq!(found(host, "host's namespaces"), "pid, net, uts, ipc, mnt");
+    assert_eq!(found(host, "host's root directory"), "/");
+    assert_eq!(found(host, "Python's prefix"), venv.canonicalize().unwrap().to_str().unwrap());
+    for limit in ["memory limit", "processor limit"] {
+        assert_eq!(found(host, limit), found(container, limit), "{limit}");
+    }
+    assert_eq!(host["density"]["steps"][1]["instances"], 2);
+    let reached = |arm: &Value| {
+        let probes = arm["probes"].as_array().unwrap().iter();
+        let open = probes.filter(|p| p["reached"] == "reachable").map(|p| p["name"].as_str().unwrap().to_owned());
+        open.collect::<BTreeSet<_>>()
+    };
+    assert!(reached(host).is_superset(&reached(process)), "{:?}", reached(host));
+    let words = record["unequal"].to_string();
+    assert!(words.contains("'process' ISOLATES NOTHING") && words.contains("'host' ISOLATES NOTHING"), "{words}");
     place.until_clean();
 }
 
@@ -126,6 +159,12 @@ fn refusals(place: &Place) {
     let plain = "Isolation 'process' isolates nothing";
     refused(&["run", "--rm", "--isolation", "process", "--net", "host", "workloads", "true"], 125, plain);
     refused(&["create", "--isolation", "process", "--net", "host", "workloads", "true"], 125, plain);
+    refused(&["run", "--rm", "--host-root", "host", "workloads", "true"], 125, "--host-root is for plain processes");
+    let on_host =
+        ["run", "--rm", "--isolation", "process", "--net", "host", "--host-root", "host", "workloads", "true"];
+    refused(&on_host, 125, plain);
+    let none = "/usr has no pyvenv.cfg";
+    refused(&[&ONCE[..], &["--arm", "container", "--arm", "venv:/usr"]].concat(), 125, none);
     refused(&[&ONCE[..], &["--arm", "container", "--arm", "runsc"]].concat(), 125, "OCI runtime 'runsc', which is no");
     let nothing = "OCI runtime /no/such, which is no program";
     refused(&[&ONCE[..], &["--arm", "container", "--arm", "runtime:/no/such"]].concat(), 125, nothing);

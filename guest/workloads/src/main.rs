@@ -17,6 +17,9 @@ mod sys;
 
 use std::process::ExitCode;
 
+/// This program's file, by the name that holds wherever it was executed from, a file that has no path here included (proc(5)).
+const ITSELF: &str = "/proc/self/exe";
+
 /// What a program answers: its exit code, or why it cannot run.
 type Answer = Result<ExitCode, Box<dyn std::error::Error>>;
 

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use crate::sys::{self, Word};
-use crate::{Answer, number_or};
+use crate::{Answer, ITSELF, number_or};
 
 /// What came of a step: it was let through, or which error it met.
 type Outcome = io::Result<()>;
@@ -138,9 +138,8 @@ fn opened(number: libc::c_long, words: &mut [Word<'_>], rights: &[i32]) -> Outco
 
 /// A call that changes the process that makes it: a child makes it and ends.
 fn child(number: libc::c_long, argument: libc::c_int) -> Outcome {
-    let program = std::env::current_exe()?;
     let words = ["call", "64", &number.to_string(), &argument.to_string()].map(str::to_owned);
-    let output = Command::new(program).args(words).stdin(Stdio::null()).output()?;
+    let output = Command::new(ITSELF).args(words).stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     match said.trim().split_once(' ') {
         Some(("ok", _)) => Ok(()),
@@ -199,7 +198,7 @@ fn by_handle() -> Outcome {
 
 /// One byte of this program's file into a pipe.
 fn splice() -> Outcome {
-    let from = File::open(std::env::current_exe()?)?;
+    let from = File::open(ITSELF)?;
     let (_reader, writer) = io::pipe()?;
     let (from, to) = (sys::number_of(&from), sys::number_of(&writer));
     asked(libc::SYS_splice, &mut [from.into(), 0.into(), to.into(), 0.into(), 1.into(), 0.into()], &[])

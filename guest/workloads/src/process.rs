@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Answer, measured, number, number_or, sys};
+use crate::{Answer, ITSELF, measured, number, number_or, sys};
 
 /// Says that it waits, so that a test knows when to send its signal.
 pub(crate) fn sleep(args: &[String]) -> Answer {
@@ -37,11 +37,10 @@ pub(crate) fn spin(args: &[String]) -> Answer {
 
 pub(crate) fn spawn(args: &[String]) -> Answer {
     let count: u32 = number(args, 0, "COUNT")?;
-    let program = std::env::current_exe()?;
     println!("Spawning processes");
     let began = Instant::now();
     for _ in 0..count {
-        let status = Command::new(&program).arg("true").stdin(Stdio::null()).status()?;
+        let status = Command::new(ITSELF).arg("true").stdin(Stdio::null()).status()?;
         if !status.success() {
             return Err(format!("A child ended with {status}").into());
         }

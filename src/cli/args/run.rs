@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{HealthArgs, RateArgs};
-use crate::spec::{Cpus, Isolation, MemorySize, MemorySwap, NetworkChoice, Restart};
+use crate::spec::{Cpus, Isolation, MemorySize, MemorySwap, NetworkChoice, ProgramOf, Restart};
 
 /// Run an image as a microVM or as a container
 #[derive(Args, Clone, Debug)]
@@ -142,6 +142,9 @@ pub(crate) struct RunArgs {
     /// The OCI runtime program of an arm of 'compare' (container)
     #[arg(long, value_name = "FILE", hide = true)]
     pub runtime: Option<PathBuf>,
+    /// Run an arm of 'compare' in the host's root directory, by a program of the host or of the image (process)
+    #[arg(long, value_name = "host|image", hide = true)]
+    pub host_root: Option<ProgramOf>,
     /// Write the moments of the start to this file as JSON
     #[arg(long, value_name = "FILE", hide = true)]
     pub trace: Option<PathBuf>,

@@ -90,6 +90,7 @@ fn plain() -> SandboxSpec {
         cold: false,
         from: None,
         runtime: None,
+        host_root: None,
         tmpfs: Vec::new(),
         sysctls: Vec::new(),
         devices: Vec::new(),

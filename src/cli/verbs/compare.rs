@@ -17,8 +17,8 @@ use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
     Against, Application, Arm, ArmError, Build, CompareError, Density, Given, Plan, Record, RunnerError, Spawner, Step,
-    Until, against, application, arms, compare as run_plan, find_runtimes, fits, host_facts, read, report, summary,
-    table,
+    Until, against, application, arms, bytes_on_disk, check_entrypoint, compare as run_plan, find_runtimes, find_venvs,
+    fits, host_facts, read, report, summary, table,
 };
 use crate::image::{Image, Reference, ResolveError};
 use crate::spec::{Installation, Isolation};
@@ -38,6 +38,7 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         None if context.environment.in_lab => store.resolve(&reference).map_err(failed)?,
         None => super::pull::resolve_or_fetch(&store, &reference).map_err(failed)?,
     };
+    check_entrypoint(&arms, named, &image.config.entrypoint).map_err(|e| Failure::new(Code::Duplex, e))?;
     let _lease = store.hold(&image).map_err(failed)?;
     if let Place::Lab(reason) = place {
         return place::go(context, &needs, reason);
@@ -66,7 +67,9 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
     if let (Some(earlier), Some(path)) = (&earlier, &args.baseline) {
         fits(earlier, &plan, context.environment.in_lab).map_err(|source| not_a_baseline(path, source))?;
     }
-    let given = given(context, store.bytes_on_disk(&image))?;
+    let mut given = given(context, store.bytes_on_disk(&image))?;
+    given.venvs =
+        plan.arms.iter().filter_map(|arm| Some((arm.venv.clone()?, bytes_on_disk(arm.venv.as_ref()?)))).collect();
     let _warm = stay_warm(&context.installation, &image);
     let record = measured(context, &plan, &given)?;
     let against = earlier.map(|earlier| against(&record, &earlier, args.regression));
@@ -82,6 +85,7 @@ fn found_arms(texts: &[String]) -> Result<Vec<Arm>, Failure> {
     let refused = |e: ArmError| Failure::new(Code::Duplex, e);
     let mut arms = arms(texts).map_err(refused)?;
     find_runtimes(&mut arms, &search_path()).map_err(refused)?;
+    find_venvs(&mut arms).map_err(|e| Failure::new(Code::Duplex, e))?;
     Ok(arms)
 }
 
@@ -178,7 +182,8 @@ fn measured(context: &Context, plan: &Plan, given: &Given) -> Result<Record, Fai
     let handle = signals.handle();
     std::thread::spawn(move || signals.forever().for_each(|_| interrupt.interrupt()));
     for arm in plan.arms.iter().filter(|arm| arm.isolation == Isolation::Process) {
-        note(&format!("arm '{}' isolates nothing: the image's command runs as a process of this host", arm.name));
+        let whose = if arm.venv.is_some() { "the command" } else { "the image's command" };
+        note(&format!("arm '{}' isolates nothing: {whose} runs as a process of this host", arm.name));
     }
     let mut progress = Progress::new(plan);
     let result = run_plan(plan, given, &mut spawner, &mut |step| progress.show(step));
@@ -220,6 +225,7 @@ fn given(context: &Context, image_bytes: u64) -> Result<Given, Failure> {
         boot_id,
         now_unix_s: now.as_secs(),
         disk_bytes: disk_bytes(&context.installation, image_bytes),
+        venvs: BTreeMap::new(),
     })
 }
 

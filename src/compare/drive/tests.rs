@@ -59,6 +59,7 @@ fn given() -> Given {
             (Isolation::Container, BTreeMap::from([part("image", 1 << 20)])),
             (Isolation::MicroVm, BTreeMap::from([part("image", 1 << 20), part("kernel", 8 << 20)])),
         ]),
+        venvs: BTreeMap::new(),
     }
 }
 
@@ -191,6 +192,7 @@ impl Runner for Fake {
                 vec![]
             }),
             root: Some("/run/duplex/mnt/root".into()),
+            python: None,
         })
     }
 }
