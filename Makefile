@@ -15,7 +15,7 @@ DRILL := target/drill/$(TRIPLE)/$(PROFILE)/duplex-vmm
 HOSTILE := target/hostile/$(TRIPLE)/release/duplex-hostile
 HOSTILE_FLAGS := -p duplex-hostile --features program --bin duplex-hostile --release --target $(TRIPLE) --target-dir target/hostile
 
-.PHONY: build drill hostile compare images test test-offline test-host test-lab test-kills fuzz bench verdicts kernel deps deps-test fmt lint doc clean
+.PHONY: build drill hostile compare images test test-offline test-host test-lab test-kills fuzz bench bench-classic verdicts kernel deps deps-test fmt lint doc clean
 
 build: deps
 	cargo build --$(PROFILE) --bin duplex
@@ -73,6 +73,11 @@ fuzz:
 # Against crun, runc and QEMU in one run.
 bench: deps-test build
 	cargo --config '$(LAB_RUN)' bench --bench peers
+
+# Beside a classic virtual machine: Debian 12 with systemd on a disk of its own, in QEMU.
+bench-classic: deps-test build
+	tests/images/classic
+	cargo --config '$(LAB_RUN)' bench --bench classic
 
 # Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that a shell holds up first.
 verdicts: deps-test build
