@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -199,7 +199,9 @@ impl Spawner {
         const WORD: &[u8] = b"up\n";
         let (_, mut child) = self.spawn(command.stdin(Stdio::piped()))?;
         let io = |operation| move |source| RunnerError::Watch { operation, source };
+        // Whoever has ended already does not read: what it said tells why.
         let sent = child.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(WORD));
+        let sent = sent.or_else(|e| if e.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) });
         let echo = sent.map_err(io("write to the input")).and_then(|()| {
             let stdout = child.stdout.as_ref().map(AsFd::as_fd);
             watch::read_exactly(stdout, WORD.len(), self.plan.timeout).map_err(io("read the output"))

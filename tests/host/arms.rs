@@ -76,7 +76,7 @@ fn a_virtual_environment_is_the_host_itself(place: &Place) {
     let made = Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&venv).status().unwrap();
     assert!(made.success());
     let arm = format!("host=venv:{}", venv.display());
-    let arms = ["--probes", "--density", "2", "--arm", "container", "--arm", "process", "--arm", &arm];
+    let arms = ["--probes", "--reach", "--density", "2", "--arm", "container", "--arm", "process", "--arm", &arm];
     let record: Value = serde_json::from_str(&place.say(&[&ONCE[..], &arms].concat())).unwrap();
     let [container, process, host] = [0, 1, 2].map(|at| &record["arms"][at]);
     assert_eq!(found(host, "host's namespaces"), "pid, net, uts, ipc, mnt");
@@ -86,6 +86,9 @@ fn a_virtual_environment_is_the_host_itself(place: &Place) {
         assert_eq!(found(host, limit), found(container, limit), "{limit}");
     }
     assert_eq!(host["density"]["steps"][1]["instances"], 2);
+    let written = |arm: &Value| arm["reach"]["writable_host_paths"].as_array().unwrap().contains(&"/".into());
+    assert!(written(host) && !written(container), "the host's own root: {}", host["reach"]);
+    assert!(host["reach"]["system_calls"]["total"].as_u64().unwrap() > 10, "its cgroup's calls are counted");
     let reached = |arm: &Value| {
         let probes = arm["probes"].as_array().unwrap().iter();
         let open = probes.filter(|p| p["reached"] == "reachable").map(|p| p["name"].as_str().unwrap().to_owned());
