@@ -154,8 +154,8 @@ impl Part {
         let (stored, others): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.has(&Need::Store));
         let (alone, together): (Vec<Case>, Vec<Case>) = others.iter().partition(|case| case.has(&Need::Alone));
         let mut loads = vec![0; self.of];
-        // Programs of Debian's are started in them.
-        loads[0] = 4 * stored.len();
+        // Whole applications run in them, each as long as a dozen others.
+        loads[0] = 12 * stored.len();
         let mut mine = if self.number == 1 { stored } else { Vec::new() };
         for (case, weight) in alone.into_iter().map(|c| (c, 3)).chain(together.into_iter().map(|c| (c, 1))) {
             let least = (0..self.of).min_by_key(|part| loads[*part]).unwrap_or(0);
