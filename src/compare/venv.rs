@@ -75,10 +75,17 @@ impl Python {
     /// What it says to [`ask`].
     pub(super) fn from_answer(text: &str) -> Option<Self> {
         let mut lines = text.lines();
-        let version = lines.next().filter(|v| v.starts_with(|c: char| c.is_ascii_digit()))?.to_owned();
+        let version = lines.next().filter(|v| is_version(v))?.to_owned();
         let prefix = PathBuf::from(lines.next()?);
         Some(Self { version, prefix, uid: lines.next()?.parse().ok()? })
     }
+}
+
+/// Whether an image's word for its Python's version is one that can be shown: a digit first, and nothing that a terminal would take for a command.
+fn is_version(word: &str) -> bool {
+    const LONGEST: usize = 32;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_');
+    word.len() <= LONGEST && word.starts_with(|c: char| c.is_ascii_digit()) && word.chars().all(plain)
 }
 
 /// What asks this Python who it is.

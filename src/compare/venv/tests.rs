@@ -106,3 +106,12 @@ fn users_and_versions_of_python_are_held_against_each_other() {
     assert!(said(python("3.11.2", 0), None).contains("the image has no python3"));
     assert_eq!(unequal(&plan(), &recorded().arms), [""; 0]);
 }
+
+#[test]
+fn what_an_image_calls_a_version_is_one_or_nothing() {
+    let version = |word: &str| Python::from_answer(&format!("{word}\n/usr\n0\n")).map(|python| python.version);
+    assert_eq!(version("3.11.2+"), Some("3.11.2+".to_owned()));
+    for word in ["", "x3", "3\u{1b}[2J", "3 11", &"3".repeat(33)] {
+        assert_eq!(version(word), None, "{word:?}");
+    }
+}
