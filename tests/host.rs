@@ -56,6 +56,8 @@ mod container_walls;
 mod copy;
 #[path = "host/density.rs"]
 mod density;
+#[path = "host/filters.rs"]
+mod filters;
 #[path = "host/forks.rs"]
 mod forks;
 #[path = "host/health.rs"]
@@ -82,6 +84,8 @@ mod noise;
 mod probes;
 #[path = "host/programs.rs"]
 mod programs;
+#[path = "host/random_layers.rs"]
+mod random_layers;
 #[path = "host/rates.rs"]
 mod rates;
 #[path = "host/reach.rs"]
@@ -115,6 +119,7 @@ const ALL: &[&[runner::Case]] = &[
     copy::CASES,
     density::CASES,
     devices::CASES,
+    filters::CASES,
     forks::CASES,
     health::CASES,
     hostile::CASES,
@@ -131,6 +136,7 @@ const ALL: &[&[runner::Case]] = &[
     noise::CASES,
     probes::CASES,
     programs::CASES,
+    random_layers::CASES,
     rates::CASES,
     reach::CASES,
     real_input::CASES,

@@ -172,8 +172,8 @@ pub(super) enum MeaningError {
     /// The host's root directory for what has one of its own.
     #[error("Option --host-root is for plain processes")]
     HostRoot,
-    /// A runtime for what is no container.
-    #[error("Option --runtime is for containers")]
+    /// A runtime for what has none.
+    #[error("Option --runtime is for containers and microVMs")]
     Runtime,
     /// A network of its own for a process that has nothing of its own.
     #[error("A plain process has the host's network: say --net host")]
@@ -276,7 +276,7 @@ fn sysctls(args: &RunArgs) -> Result<Vec<Sysctl>, ResourceError> {
 }
 
 fn check_isolation(args: &RunArgs) -> Result<(), MeaningError> {
-    if args.runtime.is_some() && args.isolation != Isolation::Container {
+    if args.runtime.is_some() && args.isolation == Isolation::Process {
         return Err(MeaningError::Runtime);
     }
     if args.host_root.is_some() && args.isolation != Isolation::Process {

@@ -50,6 +50,8 @@ pub struct Evidence {
     pub shared: Option<Vec<String>>,
     /// Its root directory, as the host calls it.
     pub root: Option<PathBuf>,
+    /// The program of its first process on this host, links resolved, where another than the built-in one is to make the machine.
+    pub program: Option<PathBuf>,
     /// The Python that answers, where a virtual environment is compared.
     pub python: Option<Python>,
 }
@@ -78,6 +80,7 @@ impl Evidence {
             no_new_privileges: value("NoNewPrivs").map(|v| v == "1"),
             shared: None,
             root: None,
+            program: None,
             python: None,
         }
     }
@@ -122,6 +125,25 @@ fn control<T: std::fmt::Display>(
     Control { name: name.to_owned(), expected, found, passed }
 }
 
+/// The proofs of a microVM on a host with this boot id.
+fn of_machine(arm: &Arm, plan: &Plan, host: &str, evidence: &Evidence) -> Vec<Control> {
+    let (boot_id, memory) = (evidence.boot_id.clone(), plan.memory.0);
+    let all = format!("{} to {memory} bytes in all", memory / 2);
+    let mut proofs = vec![
+        control("own kernel", format!("a boot id that is not {host}"), boot_id, |id| id != host),
+        control("memory", all, evidence.memory_total, |total| {
+            (memory / 2..=memory.next_multiple_of(MIB)).contains(total)
+        }),
+        control("processors", plan.cpus.ceil().to_string(), evidence.processors, |n| *n == plan.cpus.ceil()),
+    ];
+    proofs.extend(arm.runtime.as_deref().map(|program| {
+        let program = program.canonicalize().unwrap_or_else(|_| program.to_owned()).display().to_string();
+        let found = evidence.program.as_deref().map(|found| found.display().to_string());
+        control("machine by", program.clone(), found, |found| *found == program)
+    }));
+    proofs
+}
+
 /// The proofs of this arm, on a host with this boot id and kernel's release.
 pub(super) fn controls(
     arm: &Arm,
@@ -142,13 +164,7 @@ pub(super) fn controls(
     };
     let shared = evidence.shared.as_deref().map(listed);
     match arm.isolation {
-        Isolation::MicroVm => vec![
-            control("own kernel", format!("a boot id that is not {host}"), boot_id, |id| *id != host),
-            control("memory", format!("{} to {memory} bytes in all", memory / 2), evidence.memory_total, |total| {
-                (memory / 2..=memory.next_multiple_of(MIB)).contains(total)
-            }),
-            control("processors", plan.cpus.ceil().to_string(), evidence.processors, |n| *n == plan.cpus.ceil()),
-        ],
+        Isolation::MicroVm => of_machine(arm, plan, &host, evidence),
         Isolation::Container => {
             let kernel = if arm.brings_kernel() {
                 let expected = format!("a release that is not {}", host_release.unwrap_or("known"));

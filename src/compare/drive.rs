@@ -427,7 +427,14 @@ fn unequal(plan: &Plan) -> Vec<String> {
             arm.name
         ));
     }
-    if plan.arms.iter().any(|a| a.runtime.is_some()) {
+    if let Some(arm) = plan.arms.iter().find(|a| a.is_qemus()) {
+        found.push(format!(
+            "Arm '{}' is the same kernel, agent and image in a machine of QEMU's, which runs as its caller, without the walls \
+            of Duplex's monitor; its start is part of the guest kernel's, for QEMU does not tell when its machine begins.",
+            arm.name
+        ));
+    }
+    if plan.arms.iter().any(Arm::is_outside_container) {
         found.push(
             "An outside runtime is started as a program, twice for each run; ours is part of the process that keeps the \
             container."

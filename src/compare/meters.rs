@@ -100,11 +100,20 @@ impl Meter {
             .map(|path| sandbox_of(&path).unwrap_or(path))
     }
 
+    /// The program of the first process in the sandbox below `root`.
+    pub(super) fn program(&self, root: u32) -> Option<PathBuf> {
+        fs::read_link(self.proc.join(self.first(root)?.to_string()).join("exe")).ok()
+    }
+
+    fn first(&self, root: u32) -> Option<u32> {
+        let sandbox = self.sandbox_cgroup(root)?;
+        self.family(root).into_iter().find(|pid| self.cgroup_of(*pid).as_ref() == Some(&sandbox))
+    }
+
     /// Which of these kinds of namespaces the sandbox below `root` shares with this process, and the root directory of its first process here:
     /// the links below `/proc/PID` (namespaces(7), proc(5)).
     pub(super) fn shared(&self, root: u32, kinds: &[&str]) -> Option<(Vec<String>, PathBuf)> {
-        let sandbox = self.sandbox_cgroup(root)?;
-        let first = self.family(root).into_iter().find(|pid| self.cgroup_of(*pid).as_ref() == Some(&sandbox))?;
+        let first = self.first(root)?;
         let link = |of: &str, kind: &str| fs::read_link(self.proc.join(of).join("ns").join(kind)).ok();
         let (first, mut shared) = (first.to_string(), Vec::new());
         for kind in kinds {

@@ -29,7 +29,7 @@ pub struct Arm {
     /// Without capabilities and new privileges, with fewer system calls and rights to files (container only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hardened: bool,
-    /// Another OCI runtime than the built-in one, by its program (container only).
+    /// The program in the built-in one's place: an OCI runtime (container), or QEMU (microVM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<PathBuf>,
     /// The command runs on the host itself, with the programs of this virtual environment of Python first (process only).
@@ -40,7 +40,18 @@ pub struct Arm {
 impl Arm {
     /// An outside runtime with a kernel of its own for the programs in it, which is a process of this host: gVisor's.
     pub(super) fn brings_kernel(&self) -> bool {
-        self.runtime.as_deref().and_then(Path::file_name).is_some_and(|name| name == OWN_KERNEL)
+        self.is_outside_container()
+            && self.runtime.as_deref().and_then(Path::file_name).is_some_and(|name| name == OWN_KERNEL)
+    }
+
+    /// A container by an outside runtime.
+    pub(super) fn is_outside_container(&self) -> bool {
+        self.isolation == Isolation::Container && self.runtime.is_some()
+    }
+
+    /// A microVM by QEMU.
+    pub(super) fn is_qemus(&self) -> bool {
+        self.isolation == Isolation::MicroVm && self.runtime.is_some()
     }
 
     /// The isolation that its walls are to its programs: a microVM's where the kernel that answers them is not the host's.
@@ -54,6 +65,10 @@ const OWN_KERNEL: &str = "runsc";
 
 /// OCI runtimes that need no path: programs of the search path.
 const RUNTIMES: [&str; 4] = ["crun", "runc", "runsc", "youki"];
+
+/// A microVM by QEMU, and the program of that.
+const QEMU: &str = "qemu";
+const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 
 /// What comes before the path of another.
 const BY_PATH: &str = "runtime:";
@@ -69,8 +84,8 @@ const HARDENED: &str = "container-hardened";
 pub enum ArmError {
     /// The isolation is unknown.
     #[error(
-        "Arm '{0}' names none of 'microvm', 'container', 'container-hardened', 'process', 'venv:/PATH', {runtimes} and \
-        'runtime:/PATH': write [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]",
+        "Arm '{0}' names none of 'microvm', 'qemu', 'container', 'container-hardened', 'process', 'venv:/PATH', {runtimes} \
+        and 'runtime:/PATH': write [NAME=]ISOLATION[,cold][,hardened][,kernel=FILE][,read-only]",
         runtimes = RUNTIMES.map(|name| format!("'{name}'")).join(", ")
     )]
     Isolation(String),
@@ -110,6 +125,9 @@ pub enum ArmError {
         /// The program.
         program: String,
     },
+    /// QEMU is not there.
+    #[error("Arm '{0}' needs '{QEMU_PROGRAM}', which is no program in PATH: install QEMU (Debian: qemu-system-x86)")]
+    NoQemu(String),
     /// A runtime by a path where no program is.
     #[error("Arm '{arm}' needs the OCI runtime {}, which is no program", path.display())]
     NoProgram {
@@ -137,6 +155,7 @@ impl FromStr for Arm {
         let head = parts.next().unwrap_or_default();
         let runtime = |isolation: &str| match isolation.strip_prefix(BY_PATH) {
             Some(path) => Some(PathBuf::from(path)),
+            None if isolation == QEMU => Some(QEMU_PROGRAM.into()),
             None => RUNTIMES.contains(&isolation).then(|| isolation.into()),
         };
         // By its path it is named as its file.
@@ -154,7 +173,9 @@ impl FromStr for Arm {
         if runtime.as_ref().is_some_and(|program| isolation.starts_with(BY_PATH) && !program.is_absolute()) {
             return Err(ArmError::Relative(text.to_owned()));
         }
+        let boots = isolation == QEMU;
         let (isolation, hardened) = match isolation {
+            QEMU => ("microvm", false),
             HARDENED => ("container", true),
             _ if runtime.is_some() => ("container", false),
             _ if venv.is_some() => ("process", false),
@@ -166,7 +187,7 @@ impl FromStr for Arm {
             return Err(ArmError::Name(name.to_owned()));
         }
         let name = name.to_owned();
-        let mut arm = Self { name, isolation, kernel: None, read_only: false, cold: false, hardened, runtime, venv };
+        let mut arm = Self { name, isolation, kernel: None, read_only: false, cold: boots, hardened, runtime, venv };
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
                 ("kernel", file) if !file.is_empty() => arm.kernel = Some(file.into()),
@@ -179,7 +200,7 @@ impl FromStr for Arm {
         if arm.isolation == Isolation::Process && text.contains(',') {
             return Err(ArmError::Process(text.to_owned()));
         }
-        if arm.runtime.is_some() && arm.hardened {
+        if arm.is_outside_container() && arm.hardened {
             return Err(ArmError::Outside(text.to_owned()));
         }
         if arm.isolation == Isolation::Container && (arm.kernel.is_some() || arm.cold) {
@@ -222,7 +243,11 @@ pub fn find_runtimes(arms: &mut [Arm], search: &[PathBuf]) -> Result<(), ArmErro
         }
         let found =
             search.iter().map(|folder| folder.join(program)).find(|path| path.is_absolute() && is_program(path));
-        let missing = || ArmError::NoRuntime { arm: arm.name.clone(), program: program.display().to_string() };
+        let name = arm.name.clone();
+        let missing = || match arm.is_qemus() {
+            true => ArmError::NoQemu(name),
+            false => ArmError::NoRuntime { arm: name, program: program.display().to_string() },
+        };
         arm.runtime = Some(found.ok_or_else(missing)?);
     }
     Ok(())
@@ -317,6 +342,12 @@ mod tests {
         assert_eq!("a=crun,read-only".parse(), Ok(Arm { read_only: true, ..outside("a", "crun") }));
         assert_eq!("runtime:/opt/it".parse(), Ok(outside("it", "/opt/it")));
         assert_eq!("b=runtime:/opt/it".parse(), Ok(outside("b", "/opt/it")));
+        let qemu = |name: &str| Arm {
+            runtime: Some("qemu-system-x86_64".into()),
+            cold: true,
+            ..arm(name, Isolation::MicroVm)
+        };
+        assert_eq!(["qemu", "a=qemu,cold"].map(str::parse), [Ok(qemu("qemu")), Ok(qemu("a"))]);
         let walls = |text: &str| text.parse::<Arm>().unwrap().walls();
         assert_eq!(["runsc", "x=runtime:/opt/runsc"].map(walls), [Isolation::MicroVm; 2]);
         assert_eq!(["crun", "runsc=runtime:/opt/it", "runsc=container"].map(walls), [Isolation::Container; 3]);
@@ -340,6 +371,7 @@ mod tests {
         assert_eq!(parse(&["venv:/env,cold", "microvm"]), ArmError::Process("venv:/env,cold".into()));
         assert_eq!(parse(&["crun,hardened", "microvm"]), ArmError::Outside("crun,hardened".into()));
         assert_eq!(parse(&["crun,cold", "microvm"]), ArmError::Kernel("crun,cold".into()));
+        assert_eq!(parse(&["qemu,hardened", "microvm"]), ArmError::Hardened("qemu,hardened".into()));
         assert_eq!(parse(&["runtime:it", "microvm"]), ArmError::Relative("runtime:it".into()));
         let unknown = ArmError::Setting { arm: "microvm,memory=1g".into(), setting: "memory=1g".into() };
         assert_eq!(parse(&["microvm,memory=1g", "container"]), unknown, "limits are the same for all arms");
@@ -364,5 +396,6 @@ mod tests {
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!((find("a=runsc"), find(&by_path)), (Ok(Some(program.clone())), Ok(Some(program))));
         assert_eq!(find("container"), Ok(None));
+        assert_eq!(find("a=qemu"), Err(ArmError::NoQemu("a".into())));
     }
 }

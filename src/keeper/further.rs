@@ -83,7 +83,7 @@ impl Shared {
             let failed = |words: String| Ok(Reply::Failed(vec![words]));
             let Some(saving) = inside.saving() else {
                 return failed(
-                    "Only a microVM can be saved: a container's processes are part of the host's kernel".into(),
+                    "Only a microVM of Duplex's monitor can be saved: a container's processes are part of the host's kernel".into(),
                 );
             };
             let write = |path: &Path| File::options().write(true).open(path);

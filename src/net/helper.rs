@@ -108,8 +108,15 @@ impl Helper {
         fchmod(&speak, Mode::from_raw_mode(0o622)).map_err(resource)?;
         let stderr = LastWords::new().map_err(NetError::Resource)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().copied().chain([speak.as_fd()]).collect();
-        let child =
-            Child { program: &program, args, fds: &fds, stderr: stderr.as_fd(), cgroup: Some(cgroup), walls: None };
+        let child = Child {
+            program: &program,
+            args,
+            fds: &fds,
+            stderr: stderr.as_fd(),
+            cgroup: Some(cgroup),
+            walls: None,
+            dies_with_caller: false,
+        };
         let process = spawn(&child).map_err(|source| NetError::Spawn { program: program.clone(), source })?;
         Ok(Self { name, process: Some(process), ready: Some(File::from(hear)), stderr })
     }

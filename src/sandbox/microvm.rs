@@ -20,6 +20,7 @@ mod machine;
 mod monitor;
 mod mounts;
 mod outcome;
+mod qemu;
 mod saving;
 mod shares;
 mod streams;
@@ -44,6 +45,7 @@ use self::inside::MicroVmInside;
 use self::life::{Life, Orders};
 use self::machine::{Ends, Machine, Wires};
 use self::monitor::{Monitor, Reach};
+use self::qemu::Bridge;
 use self::shares::{ShareError, Shares};
 use self::streams::Pumps;
 use self::templates::Lesson;
@@ -174,6 +176,17 @@ pub enum MicroVmError {
     /// A network that it shares with others.
     #[error(transparent)]
     Bridge(#[from] BridgeError),
+    /// The host's part of the way to an agent in QEMU's machine.
+    #[error(
+        "Cannot use /dev/vhost-vsock, by which QEMU's machine reaches this host: load the kernel's module with 'modprobe vhost_vsock'"
+    )]
+    Vhost(#[source] io::Error),
+    /// More than QEMU's machine is given here.
+    #[error("A machine of QEMU's has no {0} here: leave it out")]
+    QemuLacks(&'static str),
+    /// What only our monitor does.
+    #[error("A machine of QEMU's cannot be paused here")]
+    QemuPause,
     /// A machine has a kernel, and with it a network, of its own.
     #[error("A microVM cannot have the host's network: use --net user with -p, or --isolation container")]
     HostNetwork,
@@ -269,6 +282,9 @@ impl MicroVmBackend {
         let (ours, wire) = wire.map_or((None, None), |(ours, theirs)| (Some(ours), Some(theirs)));
         let volumes = mounts::attach(&self.installation, spec)?;
         let mut shares = Shares::open(spec)?;
+        if spec.runtime.is_some() {
+            qemu::check(spec, shares.count())?;
+        }
         // In this order: what the shelf holds, the next command finds and clears, whatever happens to this one.
         let slot = Shelf::open(&self.installation.state)?.reserve(spec)?;
         network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.installation.state, &mut briefing))?;
@@ -277,7 +293,7 @@ impl MicroVmBackend {
         let (machine, ends) = machine::build(spec, &self.installation, &root, wires, &volumes)?;
         drop(volumes);
         let mounts = mounts::for_guest(spec, &shares);
-        let monitor = self.installation.monitor.clone();
+        let monitor = spec.runtime.clone().unwrap_or_else(|| self.installation.monitor.clone());
         let pumps = Pumps::new().map_err(MicroVmError::Resource)?;
         let Ends { control, agent, stdin, stdout, stderr } = ends;
         let agent = Client::new(agent)?;
@@ -290,10 +306,11 @@ impl MicroVmBackend {
             board: Arc::default(),
             reach: Arc::default(),
             voice: voice.clone(),
-            cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(&spec.limits, shares.count()))?),
+            cgroup: Arc::new(Cgroup::create(&spec.id, &host_limits(spec, shares.count()))?),
             size: machine::size(&spec.limits)
                 .map(|(mib, vcpus)| (MemorySize(u64::from(mib).saturating_mul(MIB)), vcpus))?,
             turn: Mutex::new(()),
+            is_qemus: spec.runtime.is_some(),
             from_file: machine::bytes_of_beginning(spec, &self.installation),
         });
         inside.cgroup.throttle(&spec.devices)?;
@@ -333,14 +350,17 @@ impl Backend for MicroVmBackend {
 
 /// Limits of the cgroup of the monitor and of the shares' file servers: the machine's size is a limit of its own, the guest's processes are the
 /// guest's.
-fn host_limits(limits: &Limits, shares: usize) -> Limits {
+fn host_limits(spec: &SandboxSpec, shares: usize) -> Limits {
+    let limits = &spec.limits;
     let memory = limits.memory.unwrap_or(machine::DEFAULT_MEMORY).mib_ceil().saturating_mul(MIB);
     let (for_files, for_servers) = shares::allowance(shares, memory);
+    let (for_monitor, threads) =
+        if spec.runtime.is_some() { (qemu::MEMORY, qemu::THREADS) } else { (MONITOR_MEMORY, MONITOR_THREADS) };
     Limits {
-        memory: Some(MemorySize(memory.saturating_add(MONITOR_MEMORY).saturating_add(for_files))),
+        memory: Some(MemorySize(memory.saturating_add(for_monitor).saturating_add(for_files))),
         swap: MemorySwap::NONE,
         cpus: limits.cpus,
-        pids: Some(MONITOR_THREADS.saturating_add(for_servers)),
+        pids: Some(threads.saturating_add(for_servers)),
         cpu_shares: limits.cpu_shares,
     }
 }
@@ -412,6 +432,7 @@ impl MicroVm {
         }
         let cgroup = File::open(self.cgroup.path()).map_err(MicroVmError::Resource)?;
         self.shares.start(cgroup.as_fd())?;
+        machine.take_bridge().map_or(Ok(()), Bridge::start).map_err(MicroVmError::Resource)?;
         let born = Monitor::start(&monitor, &machine, control, cgroup.as_fd(), &self.reach);
         let monitor = born.map_err(|source| MicroVmError::Spawn { path: monitor, source })?;
         // The monitor has its own copies: with these closed, a socket's end is the end of the monitor.

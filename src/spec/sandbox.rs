@@ -101,7 +101,7 @@ pub struct SandboxSpec {
     /// Its first process is an init of ours, and the command that one's child.
     #[serde(default)]
     pub init: bool,
-    /// The OCI runtime program in the built-in one's place (container only).
+    /// The program in the built-in one's place: an OCI runtime (container), or QEMU (microVM).
     #[serde(default)]
     pub runtime: Option<PathBuf>,
     /// The command runs in the host's own root directory, and whose program it is there (process only).

@@ -31,6 +31,8 @@ pub struct Child<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// What it leaves behind. With walls its program finds no file but those of its room: without one it must be static.
     pub walls: Option<&'a Walls>,
+    /// It is killed when the caller's thread ends (PR_SET_PDEATHSIG), for one that would not notice.
+    pub dies_with_caller: bool,
 }
 
 /// All that the child touches between its birth and its exec, made before: it may not allocate.
@@ -46,6 +48,7 @@ struct Plan<'a> {
     report: OwnedFd,
     mounts: Vec<OwnedFd>,
     walls: Option<&'a Walls>,
+    dies_with_caller: bool,
 }
 
 /// Makes the child and waits until it executes its program. Returns a pidfd.
@@ -71,8 +74,8 @@ pub fn spawn(child: &Child<'_>) -> io::Result<OwnedFd> {
     let mounts = room.into_iter().flat_map(|room| &room.mounts);
     let mounts = mounts.map(|(mount, _)| copy(std::os::fd::AsFd::as_fd(mount))).collect::<io::Result<Vec<_>>>()?;
     let file = child.walls.map(|_| open_program(&program, above)).transpose()?;
-    let (walls, environment) = (child.walls, [std::ptr::null()]);
-    let plan = Plan { program, file, args, environment, sources, null, report, mounts, walls };
+    let (walls, environment, dies_with_caller) = (child.walls, [std::ptr::null()], child.dies_with_caller);
+    let plan = Plan { program, file, args, environment, sources, null, report, mounts, walls, dies_with_caller };
     let (namespaces, exit) = (walls.map_or(0, Walls::clone_flags), u64::from(libc::SIGCHLD.cast_unsigned()));
     let Some(process) = clone_into(child.cgroup, namespaces, exit)? else { become_program(&plan) };
     drop(plan);
@@ -193,6 +196,9 @@ fn become_program(plan: &Plan<'_>) -> ! {
 
 fn prepare(plan: &Plan<'_>) -> io::Result<()> {
     rustix::process::setsid()?;
+    if plan.dies_with_caller {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    }
     put(&plan.null, 0)?;
     put(&plan.null, 1)?;
     for (number, source) in (2..).zip(&plan.sources) {
@@ -242,8 +248,15 @@ mod tests {
     fn run(script: &str, fds: &[BorrowedFd<'_>]) -> (i32, String) {
         let (out, err) = rustix::pipe::pipe().unwrap();
         let args = ["-c".to_owned(), script.to_owned()];
-        let child =
-            Child { program: Path::new("/bin/sh"), args: &args, fds, stderr: err.as_fd(), cgroup: None, walls: None };
+        let child = Child {
+            program: Path::new("/bin/sh"),
+            args: &args,
+            fds,
+            stderr: err.as_fd(),
+            cgroup: None,
+            walls: None,
+            dies_with_caller: false,
+        };
         let process = spawn(&child).unwrap();
         drop(err);
         let mut text = String::new();
@@ -277,6 +290,7 @@ mod tests {
             stderr: null.as_fd(),
             cgroup: None,
             walls: None,
+            dies_with_caller: false,
         };
         assert_eq!(spawn(&child).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -27,6 +27,7 @@ const FUNCTIONS: Hook = Hook { program: 2, attach: 42 };
 /// Functions of the kernel (`enum bpf_func_id`).
 const LOOK_UP: i32 = 1;
 const UPDATE: i32 = 2;
+const PID_TGID: i32 = 14;
 const ANCESTOR_CGROUP: i32 = 123;
 const FUNCTION: i32 = 173;
 /// BPF_NOEXIST: an update of what is there already is refused.
@@ -71,11 +72,38 @@ pub struct Counted {
     pub unsorted: u64,
 }
 
+/// A system call and who made it, in a number: the process in the upper half, this bit for other threads than its first, the call's number.
+const OTHER_THREAD: u64 = 1 << 30;
+
+/// Kinds of system calls by who made them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Call {
+    /// The process, as the host numbers it.
+    pub process: u32,
+    /// Its first thread made it.
+    pub first_thread: bool,
+    /// The call's number, or its lower 16 bits.
+    pub number: u16,
+}
+
+impl Call {
+    fn of(number: u64) -> Self {
+        let lower = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0);
+        Self {
+            process: lower(number >> 32),
+            first_thread: number & OTHER_THREAD == 0,
+            number: u16::try_from(number & 0xffff).unwrap_or(0),
+        }
+    }
+}
+
 /// Where in an event its number is.
 #[derive(Clone, Copy, Debug)]
 enum At {
     /// The second word of a raw tracepoint, in full.
     SecondWord,
+    /// The lower 16 bits of that, and who made the event: [`Call`]'s.
+    ByThread,
     /// These four bytes in the lower half, those in the upper.
     Fields(i16, i16),
     /// The address of the function that is called.
@@ -88,9 +116,29 @@ impl Counter {
     /// # Errors
     /// `EPERM` without CAP_BPF and CAP_PERFMON, `EINVAL` on a kernel without CONFIG_BPF_EVENTS.
     pub fn of_system_calls(family: u64) -> io::Result<Self> {
+        Self::of_calls(family, At::SecondWord)
+    }
+
+    /// The same by threads: what [`Counter::calls`] tells.
+    ///
+    /// # Errors
+    /// As [`Counter::of_system_calls`].
+    pub fn of_threads(family: u64) -> io::Result<Self> {
+        Self::of_calls(family, At::ByThread)
+    }
+
+    /// Which calls this cgroup's processes have made so far, of a counter by threads.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn calls(&self, cgroup: u64) -> io::Result<Vec<Call>> {
+        Ok(self.counts(cgroup)?.by_number.into_keys().map(Call::of).collect())
+    }
+
+    fn of_calls(family: u64, at: At) -> io::Result<Self> {
         let (started, attached) = starts(family)?;
         let counts = map(size_of::<Key>(), PAIRS)?;
-        let program = bpf::load(RAW_TRACEPOINT, &adding(family, [started.as_fd(), counts.as_fd()], At::SecondWord))?;
+        let program = bpf::load(RAW_TRACEPOINT, &adding(family, [started.as_fd(), counts.as_fd()], at))?;
         let tracepoint = open_raw(c"sys_enter", program.as_fd())?;
         Ok(Self { started, counts, _attached: [attached, tracepoint], _event: None })
     }
@@ -230,6 +278,20 @@ fn adding(family: u64, [started, counts]: [BorrowedFd<'_>; 2], at: At) -> Vec<In
     program.push(op(0xbf, 0x08, 0, 0)); // r8 = r0
     match at {
         At::SecondWord => program.push(op(0x79, 0x62, 8, 0)),
+        At::ByThread => program.extend([
+            op(0x79, 0x69, 8, 0), // r9 = the call's number
+            op(0x57, 9, 0, 0xffff),
+            op(0x85, 0, 0, PID_TGID),
+            op(0xbf, 0x02, 0, 0), // r2 = the process
+            op(0x77, 2, 0, 32),
+            op(0xbf, 0x03, 0, 0), // r3 = the thread
+            op(0x67, 3, 0, 32),
+            op(0x77, 3, 0, 32),
+            op(0x1d, 0x32, 1, 0), // the same: leave the next out
+            op(0x47, 9, 0, 1 << 30),
+            op(0x67, 2, 0, 32),
+            op(0x4f, 0x92, 0, 0),
+        ]),
         At::Fields(lower, upper) => program.extend([
             op(0x61, 0x62, lower, 0),
             op(0x61, 0x63, upper, 0),

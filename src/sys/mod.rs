@@ -26,4 +26,6 @@ pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 pub mod tap;
+#[cfg(feature = "cli")]
+pub mod vsock;
 pub mod walls;

@@ -1,6 +1,8 @@
-//! Arms of `compare` that are no sandboxes of ours: a plain process, a virtual environment of the host, and the containers of outside runtimes.
+//! Arms of `compare` that are no sandboxes of ours: a plain process, a virtual environment of the host, the containers of outside runtimes, and
+//! QEMU's machine.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -11,12 +13,14 @@ use crate::runner::{Case, Need, Verdict, cases_with};
 const NEEDS: &[Need] = &[
     Need::Host,
     Need::Root,
+    Need::Kvm,
     Need::CgroupV2,
     Need::Alone,
     Need::Program("crun"),
     Need::Program("runc"),
     Need::Program("runsc"),
     Need::Program("python3"),
+    Need::Program("qemu-system-x86_64"),
 ];
 
 cases_with!(
@@ -27,6 +31,8 @@ cases_with!(
         a_virtual_environment_is_the_host_itself,
         outside_runtimes_are_arms,
         a_runtime_with_its_own_kernel_is_an_arm,
+        a_machine_of_qemus_is_an_arm,
+        a_machine_of_qemus_is_a_sandbox,
         refusals
     ]
 );
@@ -152,6 +158,53 @@ fn a_runtime_with_its_own_kernel_is_an_arm(place: &Place) {
     place.until_clean();
 }
 
+/// Several at a time, each with its own way to the host; and on a network, where the probes are.
+fn a_machine_of_qemus_is_an_arm(place: &Place) {
+    let arms = ["--probes", "--density", "2", "--arm", "cold=microvm,cold", "--arm", "qemu"];
+    let text = place.say(&[&ONCE[..], &arms, &["workloads", "--", "hello"]].concat());
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let [cold, qemu] = [0, 1].map(|at| &record["arms"][at]);
+    assert_eq!((qemu["isolation"].as_str(), qemu["cold"].as_bool()), (Some("microvm"), Some(true)));
+    assert!(found(qemu, "machine by").ends_with("qemu-system-x86_64"));
+    assert_ne!(found(qemu, "own kernel"), found(cold, "own kernel"));
+    assert_eq!(found(qemu, "memory"), found(cold, "memory"));
+    assert_eq!(qemu["density"]["steps"][1]["instances"], 2);
+    // The walls to the image are the guest kernel's and the agent's; but QEMU's guests are shown the host's processor.
+    let probes = |arm: &Value| arm["probes"].as_array().unwrap().clone();
+    for (ours, theirs) in probes(cold).iter().zip(probes(qemu)) {
+        assert_eq!(ours["name"], theirs["name"]);
+        let same = ours["reached"] == theirs["reached"];
+        assert_eq!(same, ours["name"] != "processor-model", "{ours} {theirs}");
+    }
+    assert!(record["unequal"].to_string().contains("'qemu' is the same kernel, agent and image"), "{record}");
+    place.until_clean();
+}
+
+fn a_machine_of_qemus_is_a_sandbox(place: &Place) {
+    let run = ["run", "--isolation", "microvm", "--runtime", "/usr/bin/qemu-system-x86_64", "--net", "none"];
+    let ends = |words: &[&str]| {
+        let out = place.output(&[&run[..], &["--rm"], words].concat());
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    assert_eq!(ends(&["workloads", "exit", "7"]), (Some(7), String::new()));
+    assert_eq!(ends(&["workloads", "/no/such"]).0, Some(127));
+    let lacks = "has no folders of the host here";
+    assert!(ends(&["-v", "/usr:/usr:ro", "workloads", "true"]).1.contains(lacks));
+    let id = place.say(&[&run[..], &["-d", "--name", "box", "-v", "data:/data", "workloads", "sleep", "600"]].concat());
+    assert!(place.say(&["exec", "box", "/workloads", "hello"]).contains("Hello"));
+    let refused = |words: &[&str], why: &str| {
+        let out = place.output(words);
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && errors.contains(why), "{words:?}: {errors}");
+    };
+    refused(&["pause", "box"], "cannot be paused");
+    refused(&["snapshot", "create", "box", "kept"], "Only a microVM of Duplex's monitor can be saved");
+    place.say(&["rm", "--force", "box"]);
+    place.say(&["volume", "rm", "data"]);
+    // Nor is QEMU there, which is in it.
+    assert!(!Path::new("/sys/fs/cgroup/duplex").join(id).exists());
+}
+
 fn refusals(place: &Place) {
     let refused = |words: &[&str], code: i32, why: &str| {
         let out = place.duplex(words).env("PATH", "/nonexistent").output().unwrap();
@@ -169,6 +222,7 @@ fn refusals(place: &Place) {
     let none = "/usr has no pyvenv.cfg";
     refused(&[&ONCE[..], &["--arm", "container", "--arm", "venv:/usr"]].concat(), 125, none);
     refused(&[&ONCE[..], &["--arm", "container", "--arm", "runsc"]].concat(), 125, "OCI runtime 'runsc', which is no");
+    refused(&[&ONCE[..], &["--arm", "container", "--arm", "qemu"]].concat(), 125, "Debian: qemu-system-x86");
     let nothing = "OCI runtime /no/such, which is no program";
     refused(&[&ONCE[..], &["--arm", "container", "--arm", "runtime:/no/such"]].concat(), 125, nothing);
     place.until_clean();

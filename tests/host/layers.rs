@@ -15,6 +15,7 @@ use duplex::image::erofs::{self, Device};
 use duplex::image::layer::{self, Budget};
 use duplex::image::merge::merge;
 use duplex::image::tree::Tree;
+use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
 
 use crate::debian;
@@ -58,14 +59,14 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Layers as files: metadata image, data blobs, and all of them end to end.
-struct Made {
+pub(crate) struct Made {
     folder: tempfile::TempDir,
     meta: PathBuf,
     blobs: Vec<PathBuf>,
     composed: PathBuf,
 }
 
-fn make(layers: &[(&[u8], Compression)]) -> Made {
+pub(crate) fn make(layers: &[(&[u8], Compression)]) -> Made {
     let folder = tempfile::Builder::new().prefix("duplex-layers").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (mut trees, mut devices, mut blobs) = (Vec::new(), Vec::new(), Vec::new());
     for (number, (bytes, compression)) in layers.iter().enumerate() {
@@ -105,8 +106,8 @@ fn fsck(meta: &Path, blobs: &[PathBuf]) {
 }
 
 /// A mount that goes away with its owner.
-struct Mounted {
-    at: PathBuf,
+pub(crate) struct Mounted {
+    pub(crate) at: PathBuf,
 }
 
 impl Mounted {
@@ -132,27 +133,33 @@ impl Drop for Mounted {
 
 impl Made {
     /// As a guest sees it: one disk.
-    fn mounted(&self) -> Result<Mounted, Skip> {
+    pub(crate) fn mounted(&self) -> Result<Mounted, Skip> {
         Mounted::new(&self.composed, "ro,loop", self.folder.path().join("mnt"))
     }
 }
 
 /// What a file is, as far as an image says it.
 #[derive(Debug, PartialEq, Eq)]
-struct Facts {
+pub(crate) struct Facts {
     mode: u32,
     owner: (u32, u32),
-    mtime: Option<(i64, i64)>,
+    pub(crate) mtime: Option<(i64, i64)>,
     links: Option<u64>,
     rdev: u64,
     size: u64,
     content: String,
-    xattrs: BTreeMap<OsString, Vec<u8>>,
+    pub(crate) xattrs: BTreeMap<OsString, Vec<u8>>,
     same_as: Option<PathBuf>,
 }
 
+impl Facts {
+    pub(crate) fn is_link(&self) -> bool {
+        FileType::from_raw_mode(self.mode) == FileType::Symlink
+    }
+}
+
 /// Everything below a folder.
-fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
+pub(crate) fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
     let mut found = BTreeMap::new();
     let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
     let mut open = vec![root.to_owned()];
@@ -224,7 +231,7 @@ fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
         .collect()
 }
 
-fn assert_same(ours: &BTreeMap<PathBuf, Facts>, theirs: &BTreeMap<PathBuf, Facts>, who: &str) {
+pub(crate) fn assert_same(ours: &BTreeMap<PathBuf, Facts>, theirs: &BTreeMap<PathBuf, Facts>, who: &str) {
     let mut wrong = Vec::new();
     for path in ours.keys().chain(theirs.keys()) {
         let (a, b) = (ours.get(path), theirs.get(path));
@@ -237,7 +244,7 @@ fn assert_same(ours: &BTreeMap<PathBuf, Facts>, theirs: &BTreeMap<PathBuf, Facts
 }
 
 /// GNU tar's opinion.
-fn untarred(archive: &[u8]) -> BTreeMap<PathBuf, Facts> {
+pub(crate) fn untarred(archive: &[u8]) -> BTreeMap<PathBuf, Facts> {
     // Not below target/: what the lab shares with its host has no extended attributes.
     let folder = tempfile::Builder::new().prefix("duplex-untarred").tempdir().unwrap();
     let (into, file) = (folder.path().join("root"), folder.path().join("archive.tar"));
@@ -438,7 +445,7 @@ fn large_directories_links_and_sparse_files() -> Verdict {
 }
 
 /// Packs layers into an OCI layout and lets umoci unpack it.
-fn umoci_unpacked(folder: &Path, layers: &[PathBuf]) -> PathBuf {
+pub(crate) fn umoci_unpacked(folder: &Path, layers: &[PathBuf]) -> PathBuf {
     let layout = folder.join("oci");
     let image = format!("{}:x", layout.display());
     must(Command::new("umoci").args(["init", "--layout"]).arg(&layout));
@@ -496,7 +503,7 @@ fn debian_as_umoci_and_tar_unpack_it() -> Verdict {
 }
 
 /// The layers of umoci's image, as it packed them, the lowest first.
-fn blobs_of(layout: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn blobs_of(layout: &Path) -> Vec<Vec<u8>> {
     let blob = |digest: &serde_json::Value| {
         let name = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
         fs::read(layout.join("blobs/sha256").join(name)).unwrap()

@@ -240,8 +240,15 @@ fn attempt(role: &str, number: usize, kernel: &File) -> (String, End) {
     let fds: [BorrowedFd<'_>; 4] = [kvm.as_fd(), kernel.as_fd(), theirs.as_fd(), spec.as_fd()];
     let walls = around_monitor(&"0123456789ab".parse().unwrap(), 64 << 20, 0);
     let program = drill_monitor();
-    let child =
-        Child { program: &program, args: &args, fds: &fds, stderr: stderr.as_fd(), cgroup: None, walls: Some(&walls) };
+    let child = Child {
+        program: &program,
+        args: &args,
+        fds: &fds,
+        stderr: stderr.as_fd(),
+        cgroup: None,
+        walls: Some(&walls),
+        dies_with_caller: false,
+    };
     let process: OwnedFd = spawn(&child).unwrap();
     drop(theirs);
     let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use duplex_wire::{Decoder, GoOn, HOST_CID, Start, ToGuest, ToHost, encode, port};
+use duplex_wire::{Decoder, GoOn, Start, ToGuest, ToHost, encode, port};
 
 use crate::sys;
 use crate::trouble::{Doing, Trouble};
@@ -137,7 +137,7 @@ impl Host {
 
 /// The control stream, twice.
 fn reach() -> Result<(File, File), Trouble> {
-    let stream = sys::vsock_connect(HOST_CID, port::CONTROL).doing(|| "reach the host".into())?;
+    let stream = sys::vsock_connect(port::CONTROL).doing(|| "reach the host".into())?;
     let stream = File::from(stream);
     let again = stream.try_clone().doing(|| "duplicate the host's stream".into())?;
     Ok((stream, again))

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use duplex_wire::{Connected, HOST_CID, port};
+use duplex_wire::{Connected, port};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
@@ -67,7 +67,7 @@ pub(crate) fn pipes(connected: Connected) -> Result<(Option<ChildEnds>, AgentEnd
 impl HostEnds {
     /// Connects the streams that this process needs.
     pub(crate) fn connect(connected: Connected) -> Result<Self, Trouble> {
-        let connect = |port| sys::vsock_connect(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
+        let connect = |port| sys::vsock_connect(port).doing(|| format!("reach the host's port {port}"));
         Ok(Self {
             stdin: connected.stdin.then(|| connect(port::STDIN)).transpose()?,
             stdout: connect(port::STDOUT)?,
@@ -85,8 +85,7 @@ impl HostEnds {
 
     /// Connects the streams of a session on these ports.
     pub(crate) fn connect_session(connected: Connected, [stdin, stdout, stderr]: [u32; 3]) -> Result<Self, Trouble> {
-        let connect =
-            |port| sys::vsock_connect_privileged(HOST_CID, port).doing(|| format!("reach the host's port {port}"));
+        let connect = |port| sys::vsock_connect_privileged(port).doing(|| format!("reach the host's port {port}"));
         Ok(Self {
             stdin: connected.stdin.then(|| connect(stdin)).transpose()?,
             stdout: connect(stdout)?,

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use duplex_wire::{EXIT_PORT, Ending, READY_PORT, port};
+use duplex_wire::{EXIT_PORT, Ending, HOST_CID, READY_PORT, port};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
@@ -24,17 +24,17 @@ fn size_of_socklen<T>() -> libc::socklen_t {
     libc::socklen_t::try_from(size_of::<T>()).unwrap_or(libc::socklen_t::MAX)
 }
 
-/// A vsock stream to `port` of `cid` (vsock(7)).
-pub(crate) fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+/// A vsock stream to this port of the host (vsock(7)).
+pub(crate) fn vsock_connect(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;
-    let (address, size) = vsock_address(cid, port);
+    let (address, size) = vsock_address(HOST_CID, of_this_machine(port));
     // SAFETY: the pointer and the size describe `address`, which lives through the call.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast::<libc::sockaddr>(), size) })?;
     Ok(socket)
 }
 
-/// A vsock stream to `port` of `cid` from a port that only root can have.
-pub(crate) fn vsock_connect_privileged(cid: u32, port: u32) -> io::Result<OwnedFd> {
+/// The same from a port that only root can have.
+pub(crate) fn vsock_connect_privileged(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;
     let bind = |local: u32| {
         let (address, size) = vsock_address(libc::VMADDR_CID_ANY, local);
@@ -45,7 +45,7 @@ pub(crate) fn vsock_connect_privileged(cid: u32, port: u32) -> io::Result<OwnedF
     for local in (1..port::PRIVILEGED).rev() {
         match bind(local) {
             Ok(_) => {
-                let (address, size) = vsock_address(cid, port);
+                let (address, size) = vsock_address(HOST_CID, of_this_machine(port));
                 let pointer = (&raw const address).cast::<libc::sockaddr>();
                 // SAFETY: the pointer and the size describe `address`, which lives through the call.
                 check(unsafe { libc::connect(socket.as_raw_fd(), pointer, size) })?;
@@ -56,6 +56,12 @@ pub(crate) fn vsock_connect_privileged(cid: u32, port: u32) -> io::Result<OwnedF
         }
     }
     Err(last)
+}
+
+/// The host's port for this one of ours.
+fn of_this_machine(port: u32) -> u32 {
+    let base = std::env::var(port::BASE).ok().and_then(|base| base.parse::<u32>().ok());
+    port.saturating_add(base.unwrap_or(0))
 }
 
 fn vsock_socket() -> io::Result<OwnedFd> {

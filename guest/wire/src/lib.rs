@@ -53,6 +53,10 @@ pub const HOST_CID: u32 = 2;
 
 /// vsock ports on the host (CID 2) that the agent connects to.
 pub mod port {
+    /// The variable in the agent's environment, put there by the kernel's command line, of a number that is added to all of these: where the host's
+    /// kernel carries vsock, its ports are shared by all guests.
+    pub const BASE: &str = "duplex_ports";
+
     /// Framed messages, both ways.
     pub const CONTROL: u32 = 1024;
     /// Raw bytes for the command's standard input (or its terminal).

@@ -16,7 +16,7 @@ const MOST_IDLE: i64 = 300;
     after_help = "Exit codes: 0 measured, 1 failed, 2 refused because the arms did not do the same, 3 worse than the baseline, 125 wrong usage."
 )]
 pub(crate) struct CompareArgs {
-    /// One side: [NAME=]microvm|container|container-hardened|process|venv:/PATH|crun|runc|runsc|youki|runtime:/PATH[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]. 'process' isolates nothing: the command runs on this host, in its image and the same limits; 'venv:/PATH' isolates nothing either: the command runs on this host as it is, with that Python virtual environment's programs first; crun and so on are OCI runtimes in place of the built-in one
+    /// One side: [NAME=]microvm|qemu|container|container-hardened|process|venv:/PATH|crun|runc|runsc|youki|runtime:/PATH[,cold][,kernel=FILE][,read-only]; twice or more. The first is the baseline [default: container, microvm, and one that boots each time]. 'process' isolates nothing: the command runs on this host, in its image and the same limits; 'venv:/PATH' isolates nothing either: the command runs on this host as it is, with that Python virtual environment's programs first; crun and so on are OCI runtimes in place of the built-in one; 'qemu' is the microVM by QEMU in place of Duplex's monitor
     #[arg(long = "arm", value_name = "ARM")]
     pub arms: Vec<String>,
     /// Measure with a program of the embedded image, such as syscall, fork-exec or tcp-latency, or with all of them: suite. Or with an application, one at a time, whose image 'make images' builds: pgbench, django-api, redis, python-start, compile

@@ -139,7 +139,7 @@ pub(crate) struct RunArgs {
     /// Boot the guest kernel, and do not go on from a machine that has booted before (microVM)
     #[arg(long)]
     pub cold: bool,
-    /// The OCI runtime program of an arm of 'compare' (container)
+    /// The program of an arm of 'compare': an OCI runtime (container), or QEMU (microVM)
     #[arg(long, value_name = "FILE", hide = true)]
     pub runtime: Option<PathBuf>,
     /// Run an arm of 'compare' in the host's root directory, by a program of the host or of the image (process)

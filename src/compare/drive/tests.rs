@@ -192,6 +192,7 @@ impl Runner for Fake {
                 vec![]
             }),
             root: Some("/run/duplex/mnt/root".into()),
+            program: None,
             python: None,
         })
     }

@@ -40,6 +40,8 @@ pub(super) struct MicroVmInside {
     pub(super) cgroup: Arc<Cgroup>,
     /// Memory and processors of the machine.
     pub(super) size: (MemorySize, u8),
+    /// QEMU is in the monitor's place.
+    pub(super) is_qemus: bool,
     /// Bytes of the file that its memory came from, at most.
     pub(super) from_file: u64,
     /// Held by who changes or relies on whether the processors run.
@@ -73,6 +75,9 @@ impl MicroVmInside {
 
     fn set_paused(&self, paused: bool) -> Result<(), MicroVmError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_qemus {
+            return Err(MicroVmError::QemuPause);
+        }
         let (request, refusal) = match paused {
             true => (RequestToMonitor::Pause, Refusal::AlreadyPaused),
             false => (RequestToMonitor::Resume, Refusal::NotPaused),
@@ -145,7 +150,7 @@ fn cleaned(mut entries: Vec<ProcessEntry>) -> Vec<ProcessEntry> {
 
 impl Inside for MicroVmInside {
     fn saving(&self) -> Option<&dyn Saving> {
-        Some(self)
+        if self.is_qemus { None } else { Some(self) }
     }
 
     fn exec(&self, process: &ProcessSpec, stdio: Stdio) -> Result<Box<dyn Exec>, SandboxError> {

@@ -11,6 +11,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::MicroVmError;
+use super::qemu::{self, Bridge, Way};
 use super::templates::{self, Kept, Lesson, Shape, Template};
 use crate::image::RootDisk;
 use crate::jail::around_monitor;
@@ -46,9 +47,11 @@ const LOGGED: &str = "8250.nr_uarts=1 console=ttyS0 console=hvc0 loglevel=7";
 #[derive(Debug)]
 pub(super) struct Machine {
     fds: Vec<OwnedFd>,
-    argument: String,
+    args: Vec<String>,
     lesson: Option<Lesson>,
-    walls: Walls,
+    walls: Option<Walls>,
+    bridge: Option<Bridge>,
+    is_qemus: bool,
 }
 
 /// The caller's ends of the machine's sockets.
@@ -93,10 +96,17 @@ impl Wires {
 
 /// Descriptors in the order of their numbers in the monitor.
 #[derive(Default)]
-struct Numbered(Vec<OwnedFd>);
+pub(super) struct Numbered(Vec<OwnedFd>);
 
 impl Numbered {
-    fn add(&mut self, fd: impl Into<OwnedFd>) -> Result<SpecFd, MicroVmError> {
+    /// What the caller keeps after all. Nothing is behind its number then.
+    pub(super) fn take(&mut self, fd: SpecFd) -> Result<OwnedFd, MicroVmError> {
+        let nothing = File::open("/dev/null").map_err(MicroVmError::Resource)?;
+        let place = fd.0.checked_sub(FIRST_FD).and_then(|n| self.0.get_mut(usize::try_from(n).ok()?));
+        Ok(std::mem::replace(place.ok_or(MicroVmError::TooManyFiles)?, nothing.into()))
+    }
+
+    pub(super) fn add(&mut self, fd: impl Into<OwnedFd>) -> Result<SpecFd, MicroVmError> {
         let number = RawFd::try_from(self.0.len()).ok().and_then(|n| n.checked_add(FIRST_FD));
         self.0.push(fd.into());
         number.map(SpecFd).ok_or(MicroVmError::TooManyFiles)
@@ -120,7 +130,8 @@ pub(super) fn build(
     let mut fds = Numbered::default();
     let (memory_mib, vcpus) = size(&spec.limits)?;
     let console = spec.kernel_log.as_deref().map(|path| create_log(path).and_then(|f| fds.add(f))).transpose()?;
-    let beginning = beginning(spec, installation, (memory_mib, vcpus), &wires, &mut fds)?;
+    let way = spec.runtime.is_some().then(Way::find).transpose()?;
+    let beginning = beginning(spec, installation, (memory_mib, vcpus), (&wires, way.as_ref()), &mut fds)?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map_err(MicroVmError::Kvm)?;
     let kvm = fds.add(kvm)?;
     let kernel = fds.add(open("guest kernel", kernel_of(spec, installation))?)?;
@@ -163,11 +174,17 @@ pub(super) fn build(
         template: beginning.template,
         control: fds.add(theirs)?,
     };
-    let argument = fds.add(in_memory(&machine)?)?.0.to_string();
     let largest_disk = volumes.iter().map(|(_, volume)| volume.len).max().unwrap_or(0);
-    let walls = around_monitor(&spec.id, u64::from(memory_mib).saturating_mul(MIB), largest_disk);
+    let (args, walls, bridge) = match way {
+        Some(way) => qemu::machine(&machine, way, &mut fds).map(|(args, bridge)| (args, None, Some(bridge)))?,
+        None => {
+            let walls = around_monitor(&spec.id, u64::from(memory_mib).saturating_mul(MIB), largest_disk);
+            (vec![fds.add(in_memory(&machine)?)?.0.to_string()], Some(walls), None)
+        }
+    };
+    let is_qemus = bridge.is_some();
     Ok((
-        Machine { fds: fds.0, argument, lesson: beginning.lesson, walls },
+        Machine { fds: fds.0, args, lesson: beginning.lesson, walls, bridge, is_qemus },
         Ends { control: ours, agent, stdin, stdout, stderr },
     ))
 }
@@ -183,17 +200,20 @@ fn kernel_of<'a>(spec: &'a SandboxSpec, installation: &'a Installation) -> &'a P
     spec.kernel.as_ref().unwrap_or(&installation.kernel)
 }
 
-/// A machine without a log and without shares goes on from a template, or becomes one, unless the user wants a boot. Only one with a log finds its
+/// One of QEMU's has all devices from the start, and boots. Of ours, a machine without a log and without shares goes on from a template, or becomes one, unless the user wants a boot. Only one with a log finds its
 /// devices, of which its console is one, while its kernel boots.
 fn beginning(
     spec: &SandboxSpec,
     installation: &Installation,
     (memory_mib, vcpus): (u32, u8),
-    wires: &Wires,
+    (wires, way): (&Wires, Option<&Way>),
     fds: &mut Numbered,
 ) -> Result<Beginning, MicroVmError> {
     let saying = if spec.kernel_log.is_some() { LOGGED } else { SILENT };
     let cmdline = format!("{saying} {CMDLINE}");
+    if let Some(way) = way {
+        return Ok(Beginning { cmdline: format!("{cmdline} {}", way.word()), template: None, lesson: None });
+    }
     if spec.kernel_log.is_some() {
         return Ok(Beginning { cmdline, template: None, lesson: None });
     }
@@ -235,13 +255,23 @@ pub(super) fn bytes_of_beginning(spec: &SandboxSpec, installation: &Installation
 
 impl Machine {
     /// What confines the monitor.
-    pub(super) fn walls(&self) -> &Walls {
-        &self.walls
+    pub(super) fn walls(&self) -> Option<&Walls> {
+        self.walls.as_ref()
     }
 
     /// The monitor's arguments.
-    pub(super) fn args(&self) -> [String; 1] {
-        [self.argument.clone()]
+    pub(super) fn args(&self) -> &[String] {
+        &self.args
+    }
+
+    /// QEMU is in the monitor's place.
+    pub(super) fn is_qemus(&self) -> bool {
+        self.is_qemus
+    }
+
+    /// What speaks for QEMU.
+    pub(super) fn take_bridge(&mut self) -> Option<Bridge> {
+        self.bridge.take()
     }
 
     /// What others will have of this machine's start.

@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlag
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::machine::Machine;
+use super::qemu;
 use crate::spec::{MachineEvent, MachineExit, RequestToMonitor};
 use crate::sys::birth::{Child, spawn};
 use crate::sys::last_words::{self, LastWords};
@@ -46,6 +47,7 @@ pub(super) struct Monitor {
     control: OwnedFd,
     stderr: LastWords,
     open: bool,
+    is_qemu: bool,
 }
 
 /// The monitor's pidfd, shared with those who may kill it.
@@ -120,14 +122,16 @@ impl Monitor {
     ) -> std::io::Result<Self> {
         let stderr = LastWords::new()?;
         let again = control.try_clone()?;
-        let (args, fds) = (machine.args(), machine.fds());
+        let (args, fds, is_qemu) = (machine.args(), machine.fds(), machine.is_qemus());
         let process = spawn(&Child {
             program,
-            args: &args,
+            args,
             fds: &fds,
             stderr: stderr.as_fd(),
             cgroup: Some(cgroup),
-            walls: Some(machine.walls()),
+            walls: machine.walls(),
+            // Ours ends with its control socket.
+            dies_with_caller: is_qemu,
         })?;
         reach.with(|held| {
             held.process = Some(process);
@@ -136,7 +140,7 @@ impl Monitor {
                 held.end();
             }
         });
-        Ok(Self { control, stderr, open: true })
+        Ok(Self { control, stderr, open: true, is_qemu })
     }
 
     /// Its next report, if there is one.
@@ -174,6 +178,9 @@ impl Monitor {
         }
         let status = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
         reach.with(|held| (held.process, held.control) = (None, None));
+        if let Some(exit) = status.exit_status().filter(|_| self.is_qemu).and_then(qemu::said) {
+            return Some(MachineEnd::Said(exit));
+        }
         if status.terminating_signal() == Some(Signal::SYS.as_raw()) {
             return Some(MachineEnd::Stopped);
         }

@@ -213,6 +213,7 @@ impl Shares {
                 stderr: stderr.as_fd(),
                 cgroup: Some(cgroup),
                 walls: Some(&walls),
+                dies_with_caller: false,
             };
             let process = spawn(&child).map_err(wrong)?;
             self.servers.push(Server { path: view.path, process, stderr });
