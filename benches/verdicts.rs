@@ -105,7 +105,7 @@ impl Bench {
             boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap(),
             now_unix_s: 0,
             disk_bytes: BTreeMap::new(),
-            venvs: BTreeMap::new(),
+            brought: BTreeMap::new(),
         }
     }
 

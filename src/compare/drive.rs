@@ -37,8 +37,8 @@ pub struct Given {
     pub now_unix_s: u64,
     /// Bytes on disk by isolation and part.
     pub disk_bytes: BTreeMap<Isolation, BTreeMap<String, u64>>,
-    /// Bytes on disk of each virtual environment.
-    pub venvs: BTreeMap<PathBuf, u64>,
+    /// Bytes on disk of what arms bring by themselves: virtual environments, and QEMU's program.
+    pub brought: BTreeMap<PathBuf, u64>,
 }
 
 /// What is being done, for who watches.
@@ -219,13 +219,22 @@ fn proved(arm: &Arm, plan: &Plan, given: &Given, runner: &mut dyn Runner) -> Res
     })
 }
 
-/// What the arm needs on disk: a virtual environment has no image.
+/// What the arm needs on disk: a virtual environment has no image, and QEMU is in our monitor's place.
 fn disk_bytes(arm: &Arm, given: &Given) -> BTreeMap<String, u64> {
-    match &arm.venv {
-        Some(venv) => present([("venv", given.venvs.get(venv).copied())]),
-        None => given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default(),
+    let brought = |path: Option<&PathBuf>| given.brought.get(path?).copied();
+    if arm.venv.is_some() {
+        return present([("venv", brought(arm.venv.as_ref()))]);
     }
+    let mut bytes = given.disk_bytes.get(&arm.isolation).cloned().unwrap_or_default();
+    if arm.is_qemus() {
+        bytes.remove(MONITOR);
+        bytes.extend(present([("QEMU", brought(arm.runtime.as_ref()))]));
+    }
+    bytes
 }
+
+/// Our monitor among what a microVM needs on disk.
+pub const MONITOR: &str = "monitor";
 
 /// Adds the proof that virtual environments and the image run as one user, or refuses them.
 fn same_user(arms: &mut [ArmRecord]) -> Result<(), CompareError> {

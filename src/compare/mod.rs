@@ -39,7 +39,7 @@ pub use applications::{APPLICATIONS, Application, WorkloadError, application};
 pub use baseline::{Against, BaselineError, Change, Fate, against, fits, read, summary};
 pub use control::{Control, Evidence};
 pub use density::{Crowded, Density, Figures, Stopped, Sweep};
-pub use drive::{CompareError, Given, Step, compare};
+pub use drive::{CompareError, Given, MONITOR, Step, compare};
 pub use facts::{HostFacts, host_facts};
 pub use measures::Measured;
 pub use meters::MemorySample;

@@ -168,6 +168,11 @@ fn a_machine_of_qemus_is_an_arm(place: &Place) {
     assert!(found(qemu, "machine by").ends_with("qemu-system-x86_64"));
     assert_ne!(found(qemu, "own kernel"), found(cold, "own kernel"));
     assert_eq!(found(qemu, "memory"), found(cold, "memory"));
+    let of = |arm: &Value| arm["disk_bytes"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        [of(cold), of(qemu)].map(|parts| parts[..].join(" ")),
+        ["image initramfs kernel monitor", "QEMU image initramfs kernel"]
+    );
     assert_eq!(qemu["density"]["steps"][1]["instances"], 2);
     // The walls to the image are the guest kernel's and the agent's; but QEMU's guests are shown the host's processor.
     let probes = |arm: &Value| arm["probes"].as_array().unwrap().clone();

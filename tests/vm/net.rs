@@ -74,9 +74,9 @@ fn tap(name: &str) -> OwnedFd {
     tap
 }
 
-/// 8 MiB each way through the host's own TCP: it hands the guest long segments, and takes long segments from it.
+/// 3 MiB each way through the host's own TCP: it hands the guest long segments, and takes long segments from it.
 fn tcp_over_a_tap() -> Verdict {
-    const COUNT: u64 = 8 << 20;
+    const COUNT: u64 = 3 << 20;
     let served = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let tap = tap("tap0");

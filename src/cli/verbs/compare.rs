@@ -16,9 +16,9 @@ use crate::cli::output::{bar, note, print, print_json, say};
 use crate::cli::place::{self, Needs, Place};
 use crate::cli::{Context, engine};
 use crate::compare::{
-    Against, Application, Arm, ArmError, Build, CompareError, Density, Given, Plan, Record, RunnerError, Spawner, Step,
-    Until, against, application, arms, bytes_on_disk, check_entrypoint, compare as run_plan, find_runtimes, find_venvs,
-    fits, host_facts, read, report, summary, table,
+    Against, Application, Arm, ArmError, Build, CompareError, Density, Given, MONITOR, Plan, Record, RunnerError,
+    Spawner, Step, Until, against, application, arms, bytes_on_disk, check_entrypoint, compare as run_plan,
+    find_runtimes, find_venvs, fits, host_facts, read, report, summary, table,
 };
 use crate::image::{Image, Reference, ResolveError};
 use crate::spec::{Installation, Isolation};
@@ -68,8 +68,10 @@ pub(crate) fn compare(context: &Context, args: &CompareArgs) -> Result<u8, Failu
         fits(earlier, &plan, context.environment.in_lab).map_err(|source| not_a_baseline(path, source))?;
     }
     let mut given = given(context, store.bytes_on_disk(&image))?;
-    given.venvs =
-        plan.arms.iter().filter_map(|arm| Some((arm.venv.clone()?, bytes_on_disk(arm.venv.as_ref()?)))).collect();
+    let venvs = plan.arms.iter().filter_map(|arm| arm.venv.clone()).map(|path| (bytes_on_disk(&path), path));
+    let programs = plan.arms.iter().filter_map(|arm| arm.runtime.clone());
+    let programs = programs.filter_map(|path| Some((fs::metadata(&path).ok()?.len(), path)));
+    given.brought = venvs.chain(programs).map(|(bytes, path)| (path, bytes)).collect();
     let _warm = stay_warm(&context.installation, &image);
     let record = measured(context, &plan, &given)?;
     let against = earlier.map(|earlier| against(&record, &earlier, args.regression));
@@ -225,7 +227,7 @@ fn given(context: &Context, image_bytes: u64) -> Result<Given, Failure> {
         boot_id,
         now_unix_s: now.as_secs(),
         disk_bytes: disk_bytes(&context.installation, image_bytes),
-        venvs: BTreeMap::new(),
+        brought: BTreeMap::new(),
     })
 }
 
@@ -244,7 +246,7 @@ fn disk_bytes(parts: &Installation, image: u64) -> BTreeMap<Isolation, BTreeMap<
                 ("image", Some(image)),
                 ("kernel", of(&parts.kernel)),
                 ("initramfs", of(&parts.initramfs)),
-                ("monitor", of(&parts.monitor)),
+                (MONITOR, of(&parts.monitor)),
             ]),
         ),
     ])

@@ -59,7 +59,7 @@ fn given() -> Given {
             (Isolation::Container, BTreeMap::from([part("image", 1 << 20)])),
             (Isolation::MicroVm, BTreeMap::from([part("image", 1 << 20), part("kernel", 8 << 20)])),
         ]),
-        venvs: BTreeMap::new(),
+        brought: BTreeMap::new(),
     }
 }
 
