@@ -84,6 +84,8 @@ pub(super) fn check(spec: &SandboxSpec, shares: usize) -> Result<(), MicroVmErro
         (spec.network.bridge.is_some(), "shared networks"),
         (spec.network.rate.is_some(), "rate of its network"),
         (spec.from.is_some(), "saved machine to go on from"),
+        // Nothing would keep its guest from filling the host's disk by it.
+        (spec.kernel_log.is_some(), "kernel log"),
     ];
     lacks.into_iter().find(|(asked, _)| *asked).map_or(Ok(()), |(_, what)| Err(MicroVmError::QemuLacks(what)))
 }
@@ -113,8 +115,7 @@ pub(super) fn machine(spec: &MachineSpec, way: Way, fds: &mut Numbered) -> Resul
     let vhost = fds.add(way.vhost)?.0;
     add(&["-device", &format!("vhost-vsock-device,guest-cid={},vhostfd={vhost}", way.cid)]);
     add(&["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1")]);
-    let console = spec.console.map_or_else(|| "/proc/self/fd/2".to_owned(), path);
-    add(&["-chardev", &format!("file,id=console,path={console},append=on"), "-serial", "chardev:console"]);
+    add(&["-chardev", "file,id=console,path=/proc/self/fd/2,append=on", "-serial", "chardev:console"]);
     let mut bridge = Bridge { cid: way.cid, control: fds.take(spec.control)?, waiting: Vec::new() };
     for stream in spec.vsock.iter().flat_map(|vsock| &vsock.streams) {
         let held = fds.take(stream.fd)?;
