@@ -1,18 +1,23 @@
-//! Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that a shell holds up before they start:
-//! by a tenth of their time and by what the shell itself takes, which in the lab is far more. Prints how often each verdict was given; fails when an arm shows a difference from itself, or none can be told, in more than
-//! 5 of 100 comparisons, or what is held up is not called slower in as many. Needs a host with cgroup v2; `make verdicts` brings it into the lab if this host has none.
+//! Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that are held up by a tenth of their time before they start.
+//! What the program that holds them up takes by itself is measured first and is part of the tenth. Prints how often each verdict was given, and after every tenth comparison how far it is;
+//! fails when an arm shows a difference from itself, or none can be told, in more than 5 of 100 comparisons, or what is held up is not called slower in as many.
+//! Needs a host with cgroup v2; `make verdicts` brings it into the lab if this host has none. `DUPLEX_BENCH_ROUNDS` is the number of comparisons of an arm with itself.
 #![allow(
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a program for the terminal: it stops at the first surprise"
 )]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use duplex::compare::{
     Arm, Build, Crowd, Evidence, Given, MemorySample, Observation, Plan, Probe, Reach, Runner, RunnerError, Spawner,
@@ -23,6 +28,12 @@ use duplex::spec::{Cpus, MemorySize};
 
 /// The name of the arm that is held up.
 const SLOWED: &str = "slowed";
+
+/// What this program is called where it holds up another: this, and the wait in microseconds.
+const HELD_UP: &str = "held-up-";
+
+/// What stands behind its name in the name of a link to the program that it holds up.
+const HELD_UP_PROGRAM: &str = ".program";
 
 /// Runs the arms as they are, and the slowed one through a program that waits first.
 struct HeldUp {
@@ -114,53 +125,105 @@ impl Bench {
         Spawner::new(program, vec!["--root".to_owned(), root], plan.clone()).unwrap()
     }
 
-    /// A program that waits so long and then is `duplex`.
-    fn waiting(&self, wait: Duration) -> PathBuf {
-        let path = self.folder.path().join("held-up");
-        let script = format!("#!/bin/sh\nsleep {}\nexec '{}' \"$@\"\n", wait.as_secs_f64(), self.duplex.display());
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    /// A program that waits so long and then is another, in a folder of its own.
+    fn waiting(&self, wait: Duration, program: &Path) -> PathBuf {
+        let folder = self.folder.path().join(program.file_name().unwrap());
+        fs::create_dir_all(&folder).unwrap();
+        let name = format!("{HELD_UP}{}", wait.as_micros());
+        let path = folder.join(&name);
+        if !path.exists() {
+            symlink(std::env::current_exe().unwrap(), &path).unwrap();
+            symlink(program, folder.join(name + HELD_UP_PROGRAM)).unwrap();
+        }
         path
+    }
+
+    /// What it takes to be held up for no time: the difference of the medians of 40 runs of `true` with and without.
+    fn cost_of_waiting(&self) -> Duration {
+        let mut times = [Vec::new(), Vec::new()];
+        let plain = PathBuf::from("/bin/true");
+        let programs = [self.waiting(Duration::ZERO, &plain), plain];
+        for _ in 0..40 {
+            for (times, program) in times.iter_mut().zip(&programs) {
+                let begun = Instant::now();
+                let ended = Command::new(program).stdin(Stdio::null()).status();
+                assert!(ended.unwrap().success(), "true cannot be run");
+                times.push(begun.elapsed());
+            }
+        }
+        let [held, plain] = times.map(|mut times| {
+            times.sort_unstable();
+            times[times.len() / 2]
+        });
+        held.saturating_sub(plain)
     }
 
     /// Verdict and ratio of the start of `other` beside a container, and the container's median in milliseconds.
     fn compared(&self, other: &str, wait: Duration, until: Option<Until>, seed: u64) -> (&'static str, f64, f64) {
         let names = ["plain=container".to_owned(), format!("{other}=container")];
         let plan = Plan { arms: arms(&names).unwrap(), seed, until, ..self.plan.clone() };
-        let mut runner =
-            HeldUp { plain: self.spawner(self.duplex.clone(), &plan), slowed: self.spawner(self.waiting(wait), &plan) };
+        let mut runner = HeldUp {
+            plain: self.spawner(self.duplex.clone(), &plan),
+            slowed: self.spawner(self.waiting(wait, &self.duplex), &plan),
+        };
         let record = compare(&plan, &Self::given(), &mut runner, &mut |_| {}).unwrap();
         let start = record.comparisons.iter().find(|c| c.figure == "first_byte_ms").unwrap();
         (start.verdict.words(), start.ratio.ratio, record.arms[0].summary.first_byte_ms.unwrap().median)
     }
 }
 
+/// Waits and becomes the other program, if this was called by a name that says so.
+fn held_up(mut name: OsString) {
+    let wait = Path::new(&name).file_name().and_then(|name| name.to_str()?.strip_prefix(HELD_UP)?.parse().ok());
+    let Some(wait) = wait else { return };
+    std::thread::sleep(Duration::from_micros(wait));
+    name.push(HELD_UP_PROGRAM);
+    let err = Command::new(name).args(std::env::args_os().skip(1)).exec();
+    panic!("cannot run what is held up: {err}");
+}
+
+/// How often each verdict was given in so many comparisons of one kind, told as they come.
+fn verdicts(kind: &str, count: u64, mut one: impl FnMut(u64) -> &'static str) -> BTreeMap<&'static str, u64> {
+    let begun = Instant::now();
+    let mut given = BTreeMap::new();
+    for seed in 0..count {
+        *given.entry(one(seed)).or_default() += 1;
+        if (seed + 1) % 10 == 0 {
+            eprintln!("{kind}: {} of {count} in {} s: {given:?}", seed + 1, begun.elapsed().as_secs());
+        }
+    }
+    given
+}
+
 fn main() {
+    held_up(std::env::args_os().next().unwrap_or_default());
     let count: u64 = std::env::var("DUPLEX_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let bench = Bench::new();
     let until = |precision| Some(Until { precision, budget: Duration::from_secs(120) });
-    let mut same: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut median = 0.0;
-    for seed in 0..count {
-        let (verdict, _, ms) = bench.compared("again", Duration::ZERO, until(0.1), seed);
-        *same.entry(verdict).or_default() += 1;
-        median = ms;
-    }
+    let mut medians = Vec::new();
+    let same = verdicts("beside itself", count, |seed| {
+        let (verdict, _, median) = bench.compared("again", Duration::ZERO, until(0.1), seed);
+        medians.push(median);
+        verdict
+    });
     println!("beside itself, {count} comparisons until within 10 %: {same:?}");
-    let mut slower: BTreeMap<&str, u64> = BTreeMap::new();
+
+    medians.sort_unstable_by(f64::total_cmp);
+    let tenth = Duration::from_secs_f64(medians[medians.len() / 2] / 1e4);
+    let cost = bench.cost_of_waiting();
     let mut ratios = Vec::new();
-    for seed in 0..count.div_ceil(5) {
-        let (verdict, ratio, _) = bench.compared(SLOWED, Duration::from_secs_f64(median / 1e4), until(0.04), seed);
-        *slower.entry(verdict).or_default() += 1;
+    let count_slower = count.div_ceil(5);
+    let slower = verdicts(SLOWED, count_slower, |seed| {
+        let (verdict, ratio, _) = bench.compared(SLOWED, tenth.saturating_sub(cost), until(0.04), seed);
         ratios.push(ratio);
-    }
-    println!("held up by a tenth and by what that takes, until within 4 %: {slower:?}, ratios {ratios:.2?}");
+        verdict
+    });
+    println!(
+        "held up by a tenth, {tenth:.1?}, of which {:.1?} are what that takes; until within 4 %: {slower:?}, ratios {ratios:.2?}",
+        cost.min(tenth)
+    );
     let none = same.get("no difference seen").unwrap_or(&0);
     assert!(none * 20 >= count * 19, "an arm shows no difference from itself in {none} of {count} only");
     let seen = slower.get("slower").unwrap_or(&0);
-    assert!(
-        seen * 20 >= count.div_ceil(5) * 19,
-        "what is held up is called slower in {seen} of {} only",
-        count.div_ceil(5)
-    );
+    assert!(seen * 20 >= count_slower * 19, "what is held up is called slower in {seen} of {count_slower} only");
 }
