@@ -81,8 +81,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let parts = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/duplex");
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/duplex");
         let folder = tempfile::tempdir().unwrap();
+        // Copies, which no build changes while this goes on.
+        let parts = folder.path().join("parts");
+        fs::create_dir_all(parts.join("guest")).unwrap();
+        for part in ["duplex", "guest/workloads.tar"] {
+            fs::copy(built.join(part), parts.join(part)).unwrap();
+        }
         let store =
             Store::open(&folder.path().join("store")).unwrap().with_embedded(&parts.join("guest/workloads.tar"));
         let image = store.resolve(&"workloads".parse().unwrap()).unwrap().manifest;

@@ -26,7 +26,7 @@ pub(super) use life::{
     UpdateArgs, WaitArgs,
 };
 pub(super) use rates::RateArgs;
-pub(super) use run::{LimitArgs, PullPolicy, RunArgs};
+pub(super) use run::{LimitArgs, PullPolicy, RunArgs, Users};
 pub(super) use snapshot::{
     ForkArgs, SnapshotArgs, SnapshotCreateArgs, SnapshotLsArgs, SnapshotNamesArgs, SnapshotVerb,
 };

@@ -223,9 +223,9 @@ pub(super) fn sandbox(
         return Err(MeaningError::Workdir(cwd));
     }
     let capabilities = capabilities(args)?;
-    let (security, no_new_privileges) = security::security(args, around.profile, &capabilities)?;
     let mut tmpfs = tmpfs(args)?;
     let mounts = mounts::mounts(args, &image.volumes, &around.id, &mut tmpfs)?;
+    let (security, no_new_privileges) = security::security(args, around.profile, &capabilities, &mounts)?;
     Ok(SandboxSpec {
         id: around.id.clone(),
         name: args.name.clone(),

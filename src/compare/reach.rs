@@ -13,7 +13,7 @@ use crate::spec::Isolation;
 use crate::sys::counts::PAIRS;
 
 /// What of itself a sandbox shows for this, one behind the other.
-pub(super) const INSIDE: [&str; 2] = ["/proc/self/status", "/proc/self/mountinfo"];
+pub(super) const INSIDE: [&str; 3] = ["/proc/self/status", "/proc/self/mountinfo", "/proc/self/uid_map"];
 
 /// What one arm reaches. What could not be measured is absent, and `not_measured` says why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub struct SetUserId {
     pub becomes_root: bool,
     /// Capabilities that it then has: those of the bounding set, or none.
     pub capabilities: u32,
-    /// Root of the host's kernel, not of one of the sandbox's own.
+    /// The host's root, not one of a kernel or a user namespace of the sandbox's own.
     pub of_host: bool,
 }
 
@@ -128,7 +128,7 @@ pub(super) fn read(inside: &str, isolation: Isolation, host: &str) -> (Option<Se
         let gains = value("NoNewPrivs")? == "0" && !has(root?.options, "nosuid");
         let bounding = u64::from_str_radix(value("CapBnd")?, 16).ok()?;
         let capabilities = if gains { bounding.count_ones() } else { 0 };
-        Some(SetUserId { becomes_root: gains, capabilities, of_host: !own_kernel })
+        Some(SetUserId { becomes_root: gains, capabilities, of_host: !own_kernel && !has_users(inside) })
     };
     if own_kernel {
         // Numbers of devices are those of its kernel, and none is the host's.
@@ -140,6 +140,14 @@ pub(super) fn read(inside: &str, isolation: Isolation, host: &str) -> (Option<Se
     };
     let paths = || mounted.iter().filter(writable).map(|mount| mount.at.to_owned()).collect();
     (set_user_id(), root.filter(|_| !hosts.is_empty()).map(|_| paths()))
+}
+
+/// Whether its user 0 is another on the host, by a line of `/proc/self/uid_map` (user_namespaces(7)).
+fn has_users(inside: &str) -> bool {
+    inside.lines().any(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        matches!(numbers[..], [0, first, count] if first != 0 && line.split_whitespace().count() == 3 && count != 0)
+    })
 }
 
 /// Where in an event of KVM's `kvm_exit` its reason and its instruction set are, by the tracepoint's `format` (trace/events.rst).
@@ -239,6 +247,9 @@ mod tests {
         assert_eq!(gains(&usual, Isolation::Container), found(true, 14, true));
         assert_eq!(gains(&usual, Isolation::MicroVm), found(true, 14, false));
         assert_eq!(gains(&inside("rw,nosuid", ""), Isolation::Container), found(false, 0, true));
+        let of_users = |map: &str| gains(&inside("rw,nodev", map), Isolation::Container);
+        assert_eq!(of_users("         0 2013265920      65536\n"), found(true, 14, false));
+        assert_eq!(of_users("         0          0 4294967295\n"), found(true, 14, true));
         let none = usual.replace("NoNewPrivs:\t0", "NoNewPrivs:\t1");
         assert_eq!(gains(&none, Isolation::Container), found(false, 0, true));
     }

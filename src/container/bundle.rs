@@ -1,5 +1,6 @@
 //! A sandbox spec as an OCI runtime config ("config.md", "config-linux.md") with Docker's defaults.
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use duplex_wire::{DEFAULT_OPEN_FILES, Identity};
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::inside::tidy;
 use super::orders::{NetworkSource, Orders};
+use super::rootfs::by_number;
 use super::walls::{Walls, set_of};
 use crate::spec::{Capability, ProcessLimit, Tmpfs};
 
@@ -34,12 +36,12 @@ const PROCESSORS: &str = "/sys/devices/system/cpu";
 /// Written by nobody inside (config-linux.md, "Readonly Paths").
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The config for a root file system that is mounted here.
+/// The config for a root file system that is mounted here, and for this user namespace, if it is to have one of its own.
 ///
 /// # Errors
 /// A value that the OCI types do not take.
 pub(super) fn config(
-    orders: &Orders,
+    (orders, users): (&Orders, Option<BorrowedFd<'_>>),
     identity: &Identity,
     environment: &[String],
     root: &Path,
@@ -48,7 +50,7 @@ pub(super) fn config(
     let spec = &orders.spec;
     let mut linux = json!({
         "cgroupsPath": orders.cgroup,
-        "namespaces": namespaces(orders.runtime.is_some() && orders.network == NetworkSource::New),
+        "namespaces": namespaces(orders.runtime.is_some() && orders.network == NetworkSource::New, users),
         "maskedPaths": masked(Path::new(PROCESSORS)),
         "readonlyPaths": READ_ONLY,
         "sysctl": sysctls(orders),
@@ -87,12 +89,14 @@ fn masked(processors: &Path) -> Vec<PathBuf> {
 }
 
 /// container-init's network namespace is its container's too. Only an outside runtime makes a new one itself.
-fn namespaces(new_network: bool) -> Vec<Value> {
+fn namespaces(new_network: bool, users: Option<BorrowedFd<'_>>) -> Vec<Value> {
     let mut kinds = vec!["pid", "mount", "ipc", "uts", "cgroup"];
     if new_network {
         kinds.push("network");
     }
-    kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
+    let new = kinds.into_iter().map(|kind| json!({ "type": kind }));
+    // The runtime's processes have the descriptor: they are this one's copies.
+    new.chain(users.map(|users| json!({ "type": "user", "path": by_number(&users) }))).collect()
 }
 
 /// Root holds what the spec grants; another user holds nothing, and gains through set-user-id programs at most what the spec grants.

@@ -2,14 +2,15 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use duplex_wire::{Accounts, Ending, FailureKind, Identity, MAX_ACCOUNTS_FILE, UserError, environment};
 use nix::sched::CloneFlags;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FileType, Uid};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
 
@@ -18,6 +19,7 @@ use super::bundle;
 use super::execute::Refusal;
 use super::external::{self, External, ExternalError};
 use super::inside::{Inside, InsideError};
+use super::limits;
 use super::mounts::{self, MountError};
 use super::orders::{NetworkSource, Orders, Report, Request, WireError, causes, receive, receive_orders, send};
 use super::plain::{self, PlainError};
@@ -26,6 +28,7 @@ use super::seccomp::file::ProfileError;
 use super::walls::Walls;
 use crate::spec::{Isolation, TerminalSize};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::users::{Range, Users};
 
 /// Why container-init failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,16 @@ pub(super) enum ChildError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot make files as the root of the container's user namespace")]
+    Users(#[source] io::Error),
+    #[error("Cannot raise the limit {name}, which nobody in the container may")]
+    Limit {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("Cannot give the user its streams")]
+    Streams(#[source] io::Error),
     #[error("Cannot enter the network namespace")]
     Network(#[source] nix::errno::Errno),
     #[error("Cannot open ports and pings to every user of the container")]
@@ -110,20 +123,23 @@ fn run(control: &Arc<OwnedFd>) -> Result<(), ChildError> {
     if orders.spec.isolation == Isolation::Process {
         return plain::run(control, &orders, sort_descriptors(&orders, descriptors)?);
     }
-    let Descriptors { stdio, network, sources, pieces } = sort_descriptors(&orders, descriptors)?;
-    let (namespace, helper) = network.map_or((None, None), |(namespace, helper)| (Some(namespace), Some(helper)));
-    enter_namespaces(&orders, namespace.as_ref())?;
-    drop(namespace);
+    let Descriptors { stdio, network, helper, users, sources, pieces } = sort_descriptors(&orders, descriptors)?;
+    enter_namespaces(&orders, network.as_ref())?;
+    drop(network);
     set_network_parameters(&orders)?;
     end_with_keeper(control, helper);
     let say = |report: &Report| send(&**control, report, &[]).map_err(ChildError::Report);
     let refuse = |(kind, text): Refusal| say(&Report::NotExecuted { kind, text });
     let walls = Walls::of(&orders.spec.security, &orders.spec.process)?;
-    let environment = match prepare(&orders, sources, &pieces, &walls)? {
-        Ok(environment) => environment,
+    let (identity, environment) = match prepare(&orders, sources, (&pieces, users.as_ref()), &walls)? {
+        Ok(prepared) => prepared,
         Err(refusal) => return refuse(refusal),
     };
     drop(pieces);
+    if let Some(users) = &users {
+        limits::raise(&orders.spec.process.limits)?;
+        give_streams(&stdio, users.range.first.saturating_add(identity.uid)).map_err(ChildError::Streams)?;
+    }
     let (waiting, pid, terminal) = match create(&orders, &environment, stdio, walls)? {
         Ok(made) => made,
         Err(refusal) => return refuse(refusal),
@@ -169,8 +185,12 @@ fn create(
 /// What comes with the orders.
 pub(super) struct Descriptors {
     pub(super) stdio: [OwnedFd; 3],
-    /// The network namespace and the process that serves it.
-    network: Option<(OwnedFd, OwnedFd)>,
+    /// The network namespace.
+    network: Option<OwnedFd>,
+    /// The process that serves it.
+    helper: Option<OwnedFd>,
+    /// The user namespace.
+    users: Option<Users>,
     /// What is mounted beside the image.
     sources: Vec<OwnedFd>,
     /// The image.
@@ -182,13 +202,19 @@ fn sort_descriptors(orders: &Orders, descriptors: Vec<OwnedFd>) -> Result<Descri
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or(ChildError::Descriptors(count));
     let stdio = [next()?, next()?, next()?];
-    let network = if orders.network == NetworkSource::Given { Some((next()?, next()?)) } else { None };
+    let comes = matches!(orders.network, NetworkSource::Given | NetworkSource::Made);
+    let network = if comes { Some(next()?) } else { None };
+    let helper = if orders.network == NetworkSource::Given { Some(next()?) } else { None };
+    let users = match orders.users {
+        Some(first) => Some(Users { namespace: next()?, range: Range { first } }),
+        None => None,
+    };
     let sources = (0..mounts::descriptors(&orders.spec)).map(|_| next()).collect::<Result<_, _>>()?;
     let pieces: Vec<OwnedFd> = descriptors.collect();
     if pieces.is_empty() {
         return Err(ChildError::Descriptors(count));
     }
-    Ok(Descriptors { stdio, network, sources, pieces })
+    Ok(Descriptors { stdio, network, helper, users, sources, pieces })
 }
 
 /// Our own mount namespace, so that a crash leaves no mounts, and the network namespace, which the container shares.
@@ -254,26 +280,38 @@ pub(super) fn end_with_keeper(control: &Arc<OwnedFd>, helper: Option<OwnedFd>) {
 fn prepare(
     orders: &Orders,
     sources: Vec<OwnedFd>,
-    pieces: &[OwnedFd],
+    (pieces, users): (&[OwnedFd], Option<&Users>),
     walls: &Walls,
-) -> Result<Result<Vec<String>, Refusal>, ChildError> {
-    let (root, inside) = mount_root(orders, pieces)?;
-    mounts::mount(orders, sources, &inside)?;
+) -> Result<Result<(Identity, Vec<String>), Refusal>, ChildError> {
+    let root = rootfs::mount(&orders.folder, (pieces, users), orders.scratch_bytes).map_err(ChildError::Rootfs)?;
     let process = &orders.spec.process;
-    inside.make_folders(process.cwd.as_ref())?;
+    let inside = {
+        let _as_root = users.map(Users::make_files_as_root).transpose().map_err(ChildError::Users)?;
+        let inside = furnish(orders, &root)?;
+        mounts::mount(orders, sources, &inside, users)?;
+        inside.make_folders(process.cwd.as_ref())?;
+        inside
+    };
     let identity = match identify(&inside, &process.user)? {
         Ok(identity) => identity,
         Err(unknown) => return Ok(Err((FailureKind::Other, unknown.to_string()))),
     };
     let environment = environment(process, &orders.spec.hostname, &identity);
-    write_bundle(orders, &identity, &environment, (&root, walls)).map_err(ChildError::Bundle)?;
-    Ok(Ok(environment))
+    let namespace = users.map(|users| users.namespace.as_fd());
+    write_bundle((orders, namespace), &identity, &environment, (&root, walls)).map_err(ChildError::Bundle)?;
+    Ok(Ok((identity, environment)))
 }
 
-/// Mounts the root, with what every container finds there.
+/// Mounts the root, with what every container finds there; its users are the host's.
 pub(super) fn mount_root(orders: &Orders, pieces: &[OwnedFd]) -> Result<(PathBuf, Inside), ChildError> {
-    let root = rootfs::mount(&orders.folder, pieces, orders.scratch_bytes).map_err(ChildError::Rootfs)?;
-    let inside = Inside::open(&root)?;
+    let root = rootfs::mount(&orders.folder, (pieces, None), orders.scratch_bytes).map_err(ChildError::Rootfs)?;
+    let inside = furnish(orders, &root)?;
+    Ok((root, inside))
+}
+
+/// Makes what every container finds in its root.
+fn furnish(orders: &Orders, root: &Path) -> Result<Inside, ChildError> {
+    let inside = Inside::open(root)?;
     for name in ["dev", "proc", "sys"] {
         inside.make_plain_folder(name)?;
     }
@@ -281,7 +319,18 @@ pub(super) fn mount_root(orders: &Orders, pieces: &[OwnedFd]) -> Result<(PathBuf
     for (name, content) in [("hosts", &orders.hosts), ("resolv.conf", &orders.resolv_conf), ("hostname", &hostname)] {
         inside.replace_file("/etc", name, content)?;
     }
-    Ok((root, inside))
+    Ok(inside)
+}
+
+/// So that the user can open `/dev/stdout` again. What is no pipe is somebody's file, and stays theirs.
+fn give_streams(stdio: &[OwnedFd], user: u32) -> io::Result<()> {
+    for stream in stdio {
+        let found = rustix::fs::fstat(stream)?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(stream, Some(Uid::from_raw(user)), None)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {
@@ -291,14 +340,14 @@ pub(super) fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, U
 }
 
 fn write_bundle(
-    orders: &Orders,
+    (orders, users): (&Orders, Option<BorrowedFd<'_>>),
     identity: &Identity,
     environment: &[String],
     (root, walls): (&std::path::Path, &Walls),
 ) -> io::Result<()> {
     let folder = orders.folder.join("bundle");
     std::fs::create_dir(&folder)?;
-    let config = bundle::config(orders, identity, environment, root, walls)?;
+    let config = bundle::config((orders, users), identity, environment, root, walls)?;
     std::fs::write(folder.join("config.json"), serde_json::to_vec(&config)?)
 }
 

@@ -123,7 +123,7 @@ fn network(program: &Path, network: NetworkSource) -> Option<&'static str> {
     match network {
         NetworkSource::New => Some("none"),
         NetworkSource::Host => Some("host"),
-        NetworkSource::Given => None,
+        NetworkSource::Given | NetworkSource::Made => None,
     }
 }
 

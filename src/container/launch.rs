@@ -89,8 +89,8 @@ pub enum Creation {
     Not(FailureKind, String),
 }
 
-/// Starts container-init with these orders and waits until the container stands. `stdio`, `network` (as
-/// [`super::orders::NetworkSource::Given`] says) and `pieces` are closed on our side.
+/// Starts container-init with these orders and waits until the container stands. `stdio`, `namespaces` (what comes with the orders between the
+/// streams and the mounts) and `pieces` are closed on our side.
 ///
 /// # Errors
 /// Why not; container-init and what it made are gone then.
@@ -98,7 +98,7 @@ pub fn create(
     program: &Path,
     orders: &Orders,
     stdio: [OwnedFd; 3],
-    network: Option<(OwnedFd, OwnedFd)>,
+    namespaces: Vec<OwnedFd>,
     pieces: Vec<OwnedFd>,
 ) -> Result<Creation, LaunchError> {
     let spawn_failed = |source: io::Error| LaunchError::Spawn { program: program.to_owned(), source };
@@ -108,10 +108,9 @@ pub fn create(
     let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
     let mut ending = End(Some(child));
     let wire = Wire { control: ours, child: watched.map_err(|e| spawn_failed(e.into()))? };
-    let network: Vec<OwnedFd> = network.into_iter().flat_map(|(namespace, helper)| [namespace, helper]).collect();
-    let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&network).chain(&pieces).map(AsFd::as_fd).collect();
+    let descriptors: Vec<BorrowedFd<'_>> = stdio.iter().chain(&namespaces).chain(&pieces).map(AsFd::as_fd).collect();
     send_orders(&wire.control, orders, &descriptors).map_err(LaunchError::Wire)?;
-    drop((stdio, network, pieces));
+    drop((stdio, namespaces, pieces));
     let (report, descriptors) = wire.next(Some(PATIENCE))?;
     let created_at_ns = match report {
         Report::Created { at_ns } => at_ns,

@@ -31,5 +31,6 @@ mod console;
 mod execute;
 mod external;
 mod inside;
+mod limits;
 mod rootfs;
 mod walls;

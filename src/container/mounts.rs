@@ -1,7 +1,7 @@
 //! What is mounted into a container beside its image, before its command's own mount namespace is made from this process's: whatever the
 //! runtime, the container finds it there, and it goes with the last process.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use duplex_volume::{VolumeError, attach, data, file_in, folder_in, mount_disk, nothing};
@@ -12,6 +12,7 @@ use super::orders::Orders;
 use super::rootfs::{RootfsError, by_number};
 use crate::spec::{MountSource, MountSpec, SandboxSpec};
 use crate::sys::loops;
+use crate::sys::users::Users;
 
 /// Why something is not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,15 @@ pub(super) enum MountError {
         #[source]
         source: std::io::Error,
     },
+    #[error(
+        "The file system of the mount at {target} cannot show its files as the container's users': use --userns host, or put what is mounted on \
+        ext4, XFS, Btrfs or tmpfs"
+    )]
+    Shift {
+        target: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Attach(#[from] RootfsError),
     #[error("The descriptor of the mount at {0} is missing")]
@@ -45,8 +55,13 @@ pub(super) fn descriptors(spec: &SandboxSpec) -> usize {
     spec.mounts.len()
 }
 
-/// Mounts all of them in the container's root.
-pub(super) fn mount(orders: &Orders, sources: Vec<OwnedFd>, inside: &Inside) -> Result<(), MountError> {
+/// Mounts all of them in the container's root. What user n owns there is the user n's of its user namespace, if it has one of its own.
+pub(super) fn mount(
+    orders: &Orders,
+    sources: Vec<OwnedFd>,
+    inside: &Inside,
+    users: Option<&Users>,
+) -> Result<(), MountError> {
     let mut sources = sources.into_iter();
     for (number, mount) in orders.spec.mounts.iter().enumerate() {
         let wrong = |source| MountError::Mount { target: mount.target.clone(), source };
@@ -56,11 +71,12 @@ pub(super) fn mount(orders: &Orders, sources: Vec<OwnedFd>, inside: &Inside) -> 
             MountSource::Volume { copy, .. } => {
                 let over = folder_in(inside.root(), at).map_err(wrong)?;
                 let folder = orders.folder.join(format!("mnt/volume-{number}"));
-                let volume = volume(mount, *copy, &source()?, &over, &folder)?;
+                let volume = volume(mount, (*copy, users), &source()?, &over, &folder)?;
                 attach(volume.as_fd(), over.as_fd()).map_err(wrong)?;
             }
             MountSource::Bind { .. } => {
                 let view = source()?;
+                shift(users, view.as_fd(), &mount.target)?;
                 let place = |e: rustix::io::Errno| MountError::Place { target: mount.target.clone(), source: e.into() };
                 let stat = rustix::fs::fstat(&view).map_err(place)?;
                 let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -72,10 +88,16 @@ pub(super) fn mount(orders: &Orders, sources: Vec<OwnedFd>, inside: &Inside) -> 
     Ok(())
 }
 
+/// Shows the files of a mount, and of those below it, as the container's users'.
+fn shift(users: Option<&Users>, mount: BorrowedFd<'_>, target: &str) -> Result<(), MountError> {
+    let shifted = users.map_or(Ok(()), |users| users.shift(mount, true));
+    shifted.map_err(|source| MountError::Shift { target: target.to_owned(), source })
+}
+
 /// The volume's data on a mount of its own. Its file system is attached in the sandbox's own folder, where nothing of the container leads.
 fn volume(
     mount: &MountSpec,
-    copy: bool,
+    (copy, users): (bool, Option<&Users>),
     disk: &OwnedFd,
     image: &OwnedFd,
     folder: &Path,
@@ -86,6 +108,7 @@ fn volume(
     let device = loops::attach(disk.as_fd(), mount.read_only);
     let device = device.map_err(|source| MountError::Loop { target: target(), source })?;
     let whole = mount_disk(&by_number(&device), mount.read_only).map_err(wrong)?;
+    shift(users, whole.as_fd(), &mount.target)?;
     super::rootfs::attach(&whole, "volume", folder)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(&whole, ".", flags, Mode::empty());

@@ -24,7 +24,7 @@ const DESCRIPTORS: usize = 253;
 const PACKET: usize = 64 << 10;
 
 /// Everything that container-init is told. With it come, in this order: the command's stdin, stdout and stderr, the network where
-/// [`NetworkSource::Given`] says so, what is mounted beside the image (`mounts::descriptors`), and the pieces of the root disk.
+/// [`Orders::network`] says so, its user namespace where [`Orders::users`] says so, what is mounted beside the image (`mounts::descriptors`), and the pieces of the root disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {
     /// The sandbox.
@@ -43,6 +43,8 @@ pub struct Orders {
     pub runtime: Option<PathBuf>,
     /// Where its network namespace comes from.
     pub network: NetworkSource,
+    /// Who the users of its user namespace are, if it has one of its own; that owns its network namespace, too.
+    pub users: Option<u32>,
 }
 
 /// Where a container's network namespace comes from.
@@ -50,7 +52,9 @@ pub struct Orders {
 pub enum NetworkSource {
     /// A new one, with nothing but the loopback.
     New,
-    /// One that comes with the orders, behind the standard streams; behind it a pidfd of the process that serves it, which must not outlive
+    /// One that comes with the orders, behind the standard streams, with nothing but the loopback.
+    Made,
+    /// One that comes with the orders in the same place; behind it a pidfd of the process that serves it, which must not outlive
     /// the keeper.
     Given,
     /// The host's.

@@ -119,7 +119,7 @@ pub(super) fn run(control: &Arc<OwnedFd>, orders: &Orders, descriptors: Descript
         Err(unknown) => return refuse((FailureKind::Other, unknown.to_string())),
     };
     let environment = environment(process, &orders.spec.hostname, &identity);
-    let walls = Walls::of(&Security { seccomp: Seccomp::Unconfined, hardened: false }, process)?;
+    let walls = Walls::of(&Security { seccomp: Seccomp::Unconfined, ..Security::default() }, process)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| PlainError::Pipe(e.into()));
     let ((begin, word), (refusals, report)) = (pipe()?, pipe()?);
     let told = report.try_clone().map_err(PlainError::Pipe)?;

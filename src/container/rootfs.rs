@@ -12,11 +12,16 @@ use rustix::mount::{
 };
 
 use crate::sys::loops;
+use crate::sys::users::Users;
 
 /// Where things are mounted below the sandbox's folder.
 const LOWER: &str = "mnt/lower";
 const SCRATCH: &str = "mnt/scratch";
 const ROOT: &str = "mnt/root";
+
+/// Folders of the host that all its users may enter, as whose a runtime looks for the root of a container in a user namespace. It is mounted over
+/// the first that is there, in container-init's own namespace of mounts, where nothing else is looked for in it.
+const OPEN: [&str; 5] = ["/mnt", "/media", "/srv", "/opt", "/dev/shm"];
 
 /// Why the root file system cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,12 @@ pub(super) enum RootfsError {
     /// Neither files nor loop devices can be mounted.
     #[error("The image cannot be mounted from its files here, and there is no loop device for it (`modprobe loop`)")]
     Loop(#[source] io::Error),
+    /// The mount shows no other owners.
+    #[error("This kernel cannot show the image's files as the container's users' (Linux 5.19 can): use --userns host")]
+    Shift(#[source] io::Error),
+    /// A host without the usual folders.
+    #[error("This host has none of the folders {}, over one of which the root would be mounted: make one, or use --userns host", OPEN.join(", "))]
+    NoPlace,
     /// This kernel mounts no EROFS at all.
     #[error("The kernel knows no EROFS: load it with `modprobe erofs`, or use a kernel that has CONFIG_EROFS_FS")]
     NoErofs(#[source] io::Error),
@@ -51,20 +62,34 @@ pub(super) enum RootfsError {
     },
 }
 
-/// Mounts the root and returns where it is.
-pub(super) fn mount(folder: &Path, pieces: &[OwnedFd], scratch_bytes: Option<u64>) -> Result<PathBuf, RootfsError> {
+/// Mounts the root and returns where it is. With users of its own, the image's files are shown as theirs, and what they write is stored as theirs.
+pub(super) fn mount(
+    folder: &Path,
+    (pieces, users): (&[OwnedFd], Option<&Users>),
+    scratch_bytes: Option<u64>,
+) -> Result<PathBuf, RootfsError> {
     for part in [LOWER, SCRATCH, ROOT] {
         let path = folder.join(part);
         std::fs::create_dir_all(&path).map_err(|source| RootfsError::Folder { path, source })?;
     }
     let lower = mount_image(pieces)?;
+    users.map_or(Ok(()), |users| users.shift(lower.as_fd(), false)).map_err(RootfsError::Shift)?;
     attach(&lower, "image", &folder.join(LOWER))?;
-    let scratch = mount_scratch(folder, scratch_bytes)?;
-    let root = folder.join(ROOT);
+    let scratch = mount_scratch(folder, users, scratch_bytes)?;
+    let root = match users {
+        Some(_) => open_to_all(folder)?,
+        None => folder.join(ROOT),
+    };
     let overlay = mount_overlay(&lower, &scratch);
     let overlay = overlay.map_err(|e| RootfsError::Mount { what: "overlay", path: root.clone(), source: e.into() })?;
     attach(&overlay, "overlay", &root)?;
     Ok(root)
+}
+
+/// A folder that leads to the root by ways that are open to all.
+fn open_to_all(folder: &Path) -> Result<PathBuf, RootfsError> {
+    let fits = |path: &Path| path.is_dir() && !path.is_symlink() && !folder.starts_with(path);
+    OPEN.into_iter().map(PathBuf::from).find(|path| fits(path)).ok_or(RootfsError::NoPlace)
 }
 
 /// The image on a mount of its own, attached nowhere yet. From its files if the kernel can (Linux 6.12, and files on a file system with a
@@ -94,7 +119,7 @@ fn mount_erofs(pieces: &[OwnedFd]) -> Result<OwnedFd, RootfsError> {
 }
 
 /// A tmpfs for what the container writes. Its pages are charged to the cgroup of whoever writes them.
-fn mount_scratch(folder: &Path, bytes: Option<u64>) -> Result<OwnedFd, RootfsError> {
+fn mount_scratch(folder: &Path, users: Option<&Users>, bytes: Option<u64>) -> Result<OwnedFd, RootfsError> {
     let path = folder.join(SCRATCH);
     let make = || {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -111,6 +136,8 @@ fn mount_scratch(folder: &Path, bytes: Option<u64>) -> Result<OwnedFd, RootfsErr
     for part in ["upper", "work"] {
         rustix::fs::mkdirat(&scratch, part, Mode::from(0o755))
             .map_err(|e| RootfsError::Folder { path: path.join(part), source: e.into() })?;
+        let owned = users.map_or(Ok(()), |users| users.own(&scratch, Path::new(part)));
+        owned.map_err(|source| RootfsError::Folder { path: path.join(part), source })?;
     }
     Ok(scratch)
 }

@@ -7,10 +7,10 @@ use crate::spec::{MIB, SandboxId};
 use crate::sys::walls::{Becomes, Walls, can_choose_users};
 
 /// Users and groups of monitors, one for each sandbox, if root starts them: a range that neither distributions, nor systemd, nor subordinate ids
-/// (subuid(5)) give away (systemd's `UIDS-GIDS`: 1879048192 and on, "unused").
+/// (subuid(5)) give away (systemd's `UIDS-GIDS`: 1879048192 and on, "unused"). Behind it are those of containers (`crate::sandbox`).
 const FIRST_USER: u32 = 0x7000_0000;
 /// How many there are: what a sandbox's id has in it is more, so that two may meet, which only lets them share limits on numbers of processes.
-const USERS: u32 = 0x0f00_0000;
+const USERS: u32 = 0x0800_0000;
 
 /// Most descriptors: devices have some tens, each command and each connection of a sandbox has up to four.
 const DESCRIPTORS: u64 = 4096;
@@ -47,8 +47,8 @@ mod tests {
     fn each_sandbox_has_its_user_in_the_range() {
         let user = |text: &str| user_of(&text.parse().unwrap());
         assert_eq!(user("000000000000"), FIRST_USER);
-        assert_eq!(user("00000effffff"), FIRST_USER + 0x0eff_ffff);
-        assert_eq!(user("00000f000000"), FIRST_USER);
+        assert_eq!(user("000007ffffff"), FIRST_USER + 0x07ff_ffff);
+        assert_eq!(user("000008000000"), FIRST_USER);
         assert_ne!(user("0123456789ab"), user("0123456789ac"));
         assert!((FIRST_USER..FIRST_USER + USERS).contains(&user("ffffffffffff")));
     }

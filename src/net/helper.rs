@@ -81,7 +81,7 @@ impl Helper {
         if !tun_is_open_to_all() {
             return Err(NetError::Tun);
         }
-        let args = plan.pasta(FIRST_FD, FIRST_FD + 1, FIRST_FD + 2);
+        let args = plan.pasta([FIRST_FD, FIRST_FD + 1, FIRST_FD + 2], namespace.owner);
         egress::close(cgroup, &plan.open).map_err(NetError::Close)?;
         Self::start(PASTA, &args, &[namespace.user.as_fd(), namespace.network.as_fd()], cgroup)
     }

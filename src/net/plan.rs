@@ -11,6 +11,7 @@ use duplex_wire::Network;
 use super::{HostNetwork, NetError, Where};
 use crate::spec::{Attachment, HostAddress, NetRate, NetworkSpec, Protocol, Publish};
 use crate::sys::egress::{self, Openings};
+use crate::sys::netns::NOBODY;
 
 /// The sandbox's interface.
 pub const INTERFACE: &str = "eth0";
@@ -143,12 +144,12 @@ impl Plan {
     /// Arguments of passt, which has inherited its end of the wire and of the pipe that tells of its readiness.
     pub(super) fn passt(&self, wire: i32, ready: i32) -> Vec<String> {
         let mut args = vec!["--fd".to_owned(), wire.to_string()];
-        self.common(ready, &mut args);
+        self.common(ready, NOBODY, &mut args);
         args
     }
 
-    /// Arguments of pasta, which has inherited the container's network namespace and the user namespace that owns it.
-    pub(super) fn pasta(&self, user: i32, network: i32, ready: i32) -> Vec<String> {
+    /// Arguments of pasta, which has inherited the container's network namespace and the user namespace that owns it, and becomes their owner.
+    pub(super) fn pasta(&self, [user, network, ready]: [i32; 3], owner: u32) -> Vec<String> {
         let mut args: Vec<String> =
             ["--userns", &by_number(user), "--netns", &by_number(network)].map(Into::into).into();
         args.extend(
@@ -156,13 +157,13 @@ impl Plan {
         );
         // Nothing from the container's loopback to the host's.
         args.extend(["--tcp-ns", "none", "--udp-ns", "none"].map(Into::into));
-        self.common(ready, &mut args);
+        self.common(ready, owner, &mut args);
         args
     }
 
-    fn common(&self, ready: i32, args: &mut Vec<String>) {
+    fn common(&self, ready: i32, user: u32, args: &mut Vec<String>) {
         let mut add = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
-        add(&["--foreground", "--quiet", "--stderr", "--runas", "65534:65534", "--pid", &by_number(ready)]);
+        add(&["--foreground", "--quiet", "--stderr", "--runas", &format!("{user}:{user}"), "--pid", &by_number(ready)]);
         add(&["--mtu", &self.mtu().to_string(), "--mac-addr", &mac(BEYOND)]);
         add(&[
             "--address",
@@ -258,7 +259,7 @@ mod tests {
         ] {
             assert!(passt.contains(words), "{words} is not in {passt}");
         }
-        let pasta = plan.pasta(3, 4, 5).join(" ");
+        let pasta = plan.pasta([3, 4, 5], 65534).join(" ");
         for words in [
             "--userns /proc/self/fd/3",
             "--netns /proc/self/fd/4",

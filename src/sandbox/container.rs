@@ -18,6 +18,7 @@ use super::network::{self, UserNetwork};
 use super::relay::Relay;
 use super::shelf::{Shelf, ShelfError, Slot};
 use super::signals::EndedBy;
+use super::users::{self, Claim, UsersError};
 use super::{Backend, Images, Inside, Refusal, Remote, Sandbox, SandboxError, Stdio, exit_of};
 use crate::container::enter::EnterError;
 use crate::container::launch::{self, Creation, LaunchError, Launched, Started};
@@ -26,7 +27,7 @@ use crate::net::bridge::BridgeError;
 use crate::net::{NetError, PASTA};
 use crate::spec::{
     Attachment, Exit, Installation, Isolation, Moment, Moments, MountSource, NetworkMode, Outcome, SandboxId,
-    SandboxSpec, State,
+    SandboxSpec, State, UserNamespace,
 };
 use crate::spec::{TerminalSize, Usage};
 use crate::sys::clock::monotonic_ns;
@@ -65,6 +66,8 @@ enum ContainerError {
     Init,
     #[error("An outside runtime does not confine files: leave out --hardened")]
     Hardened,
+    #[error("An outside runtime gives no users of its own to a container: leave out --userns private")]
+    Users,
     #[error("A plain process has no {0}: it isolates nothing")]
     Plain(&'static str),
     #[error("The image has {0} pieces, at most {PIECES} can be mounted")]
@@ -87,6 +90,8 @@ enum ContainerError {
     Network(#[from] NetError),
     #[error(transparent)]
     Bridge(#[from] BridgeError),
+    #[error(transparent)]
+    OwnUsers(#[from] UsersError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error("Cannot open /dev/null")]
@@ -144,6 +149,9 @@ impl ContainerBackend {
         if self.runtime.is_some() && spec.security.hardened {
             return Err(ContainerError::Hardened);
         }
+        if self.runtime.is_some() && spec.security.users == UserNamespace::Private {
+            return Err(ContainerError::Users);
+        }
         if self.isolation == Isolation::Process { check_plain(spec) } else { Ok(()) }
     }
 
@@ -162,6 +170,10 @@ impl ContainerBackend {
             cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
         }
         network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.state, &mut briefing))?;
+        let users = match spec.security.users {
+            UserNamespace::Private => Some(users::claim(&self.state, &spec.id)?),
+            UserNamespace::Host => None,
+        };
         let orders = Orders {
             spec: spec.clone(),
             folder: slot.path().to_owned(),
@@ -171,19 +183,22 @@ impl ContainerBackend {
             resolv_conf: briefing.files.resolv_conf,
             runtime: self.runtime.clone(),
             network: match spec.network.mode {
+                NetworkMode::None if users.is_some() => NetworkSource::Made,
                 NetworkMode::None => NetworkSource::New,
                 NetworkMode::User => NetworkSource::Given,
                 NetworkMode::Host => NetworkSource::Host,
             },
+            users: users.as_ref().map(|claim| claim.range.first),
         };
-        // It gets ready while the container is made.
-        let given = network.as_mut().map(|network| start_network(network, spec)).transpose()?;
+        // What serves its network gets ready while the container is made.
+        let given = make_namespaces(network.as_mut(), users.as_ref(), spec)?;
         let (streams, ours) = split(stdio, spec.process.terminal.is_some())?;
         let inside = Arc::new(ContainerInside {
             id: spec.id.clone(),
             plain,
             hostname: spec.hostname.clone(),
             security: spec.security.clone(),
+            users: users.as_ref().map(|claim| claim.range),
             duplex: self.duplex.clone(),
             cgroup: Arc::clone(&cgroup),
             first: Mutex::new(None),
@@ -198,6 +213,7 @@ impl ContainerBackend {
             id: spec.id.clone(),
             cgroup,
             inside,
+            _users: users,
             slot: Some(slot),
             remote: None,
             moments,
@@ -256,6 +272,7 @@ fn check_plain(spec: &SandboxSpec) -> Result<(), ContainerError> {
     let asked = [
         ("init of its own", spec.init),
         ("wall", spec.security.hardened),
+        ("user namespace of its own", spec.security.users == UserNamespace::Private),
         ("read-only root", spec.read_only),
         ("terminal of its own", spec.process.terminal.is_some()),
         ("network of its own", spec.network.mode != NetworkMode::Host),
@@ -265,13 +282,26 @@ fn check_plain(spec: &SandboxSpec) -> Result<(), ContainerError> {
     asked.into_iter().find(|(_, asked)| *asked).map_or(Ok(()), |(what, _)| Err(ContainerError::Plain(what)))
 }
 
-/// The container's network namespace, and the process that serves it.
-fn start_network(network: &mut UserNetwork, spec: &SandboxSpec) -> Result<(OwnedFd, OwnedFd), ContainerError> {
-    network.create(spec)?;
-    let namespace = OwnedNamespace::make().map_err(NetError::Namespace)?;
-    network.pair(&namespace)?;
-    let helper = network.start_pasta(&namespace)?;
-    Ok((namespace.network, helper))
+/// The namespaces that come with the container's orders, and the process that serves its network.
+fn make_namespaces(
+    network: Option<&mut UserNetwork>,
+    users: Option<&Claim>,
+    spec: &SandboxSpec,
+) -> Result<Vec<OwnedFd>, ContainerError> {
+    let range = users.map(|claim| claim.range);
+    let made = match network {
+        Some(network) => {
+            network.create(spec)?;
+            let namespace = OwnedNamespace::make(range).map_err(NetError::Namespace)?;
+            network.pair(&namespace)?;
+            let helper = network.start_pasta(&namespace)?;
+            Some((namespace, Some(helper)))
+        }
+        None if range.is_some() => Some((OwnedNamespace::make(range).map_err(UsersError::Namespace)?, None)),
+        None => None,
+    };
+    let Some((OwnedNamespace { user, network, .. }, helper)) = made else { return Ok(Vec::new()) };
+    Ok([network].into_iter().chain(helper).chain(range.map(|_| user)).collect())
 }
 
 /// The streams that the container gets, and those that stay here for its terminal.
@@ -305,6 +335,7 @@ struct ContainerSandbox {
     id: SandboxId,
     cgroup: Arc<Cgroup>,
     inside: Arc<ContainerInside>,
+    _users: Option<Claim>,
     slot: Option<Slot>,
     remote: Option<ContainerRemote>,
     moments: Moments,

@@ -19,6 +19,7 @@ mod session;
 pub mod shelf;
 mod signals;
 pub mod snapshots;
+mod users;
 
 pub use inside::{Exec, Inside, Refusal, Saving};
 

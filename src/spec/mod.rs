@@ -33,6 +33,6 @@ pub use process::{Capability, DEFAULT_CAPABILITIES, ProcessLimit, ProcessSpec, S
 pub use process::{Transfer, Wanted};
 pub use rates::{DeviceRate, DeviceValue, NetRate, RateError};
 pub use sandbox::{Exit, Installation, Isolation, Outcome, ProgramOf, SandboxSpec, State, Usage};
-pub use security::{Seccomp, Security};
+pub use security::{Seccomp, Security, UserNamespace};
 pub use stats::{Counters, ProcessEntry, Stats};
 pub use trace::{Moment, Moments, Phase};

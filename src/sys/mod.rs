@@ -26,6 +26,7 @@ pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 pub mod tap;
+pub mod users;
 #[cfg(feature = "cli")]
 pub mod vsock;
 pub mod walls;

@@ -1,7 +1,7 @@
 //! Mount attributes (mount_setattr(2)), which rustix lacks.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -83,6 +83,13 @@ fn view(path: &Path, attr_set: u64) -> io::Result<OwnedFd> {
     let attr = MountAttr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     set(&view, &attr, libc::AT_RECURSIVE)?;
     Ok(view)
+}
+
+/// [`super::users::Users::shift`].
+pub(super) fn shift(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, below: bool) -> io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+    let attr = MountAttr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set(mount, &attr, if below { libc::AT_RECURSIVE } else { 0 })
 }
 
 pub(super) fn set_read_only(mount: impl AsFd) -> io::Result<()> {

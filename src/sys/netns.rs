@@ -1,5 +1,6 @@
-//! Network namespaces. A sandbox's own belongs to nobody: its user namespace's owner is the user 65534, so that a process of that user, and
-//! only one with no rights on the host, configures it. One that sandboxes share belongs to root and is kept by a mount.
+//! Network namespaces. A sandbox's own belongs to nobody: its user namespace's owner is the user 65534, or the last of the container's own users,
+//! so that a process of that user, and only one with no rights on the host, configures it. One that sandboxes share belongs to root and is kept by
+//! a mount.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,9 +11,10 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::birth::give_birth;
 use super::signals;
+use super::users::Range;
 
 /// The user and group `nobody`.
-const NOBODY: libc::uid_t = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// The calling thread's network namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -27,24 +29,28 @@ pub struct OwnedNamespace {
     pub user: OwnedFd,
     /// The network namespace.
     pub network: OwnedFd,
+    /// The host's user, and the group of that number, that owns them.
+    pub owner: u32,
 }
 
 impl OwnedNamespace {
-    /// Makes both, by a child that becomes nobody, makes them, and is ended.
+    /// Makes both, by a child that becomes their owner, makes them, and is ended. Their users are those of `range`; without one, nobody is anybody
+    /// inside.
     ///
     /// # Errors
     /// `ENOSPC` where user namespaces are switched off, else what the kernel says.
-    pub fn make() -> io::Result<Self> {
+    pub fn make(range: Option<Range>) -> io::Result<Self> {
+        let owner = range.map_or(NOBODY, Range::owner);
         let (hear, speak) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let Some(child) = give_birth(None)? else { become_namespace(&speak) };
+        let Some(child) = give_birth(None)? else { become_namespace(owner, &speak) };
         drop(speak);
-        let made = Self::of(&child, hear);
+        let made = Self::of(&child, hear, range);
         let _ = pidfd_send_signal(&child, Signal::KILL);
         let _ = waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED);
         made
     }
 
-    fn of(child: &OwnedFd, hear: OwnedFd) -> io::Result<Self> {
+    fn of(child: &OwnedFd, hear: OwnedFd, range: Option<Range>) -> io::Result<Self> {
         let mut errno = [0; 4];
         File::from(hear).read_exact(&mut errno)?;
         match i32::from_ne_bytes(errno) {
@@ -53,7 +59,8 @@ impl OwnedNamespace {
         }
         let pid = signals::pid_of(child.as_fd())?;
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
-        Ok(Self { user: open("user")?, network: open("net")? })
+        range.map_or(Ok(()), |range| range.write(pid))?;
+        Ok(Self { user: open("user")?, network: open("net")?, owner: range.map_or(NOBODY, Range::owner) })
     }
 }
 
@@ -115,8 +122,8 @@ fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result
 }
 
 /// Only system calls here: other threads of the parent may have held any lock at this child's birth.
-fn become_namespace(speak: &OwnedFd) -> ! {
-    let answer = enter().err().and_then(|e| e.raw_os_error()).unwrap_or(0);
+fn become_namespace(owner: u32, speak: &OwnedFd) -> ! {
+    let answer = enter(owner).err().and_then(|e| e.raw_os_error()).unwrap_or(0);
     let _ = rustix::io::write(speak, &answer.to_ne_bytes());
     loop {
         // SAFETY: pause(2) takes nothing; the parent ends this process.
@@ -124,15 +131,15 @@ fn become_namespace(speak: &OwnedFd) -> ! {
     }
 }
 
-fn enter() -> io::Result<()> {
+fn enter(owner: u32) -> io::Result<()> {
     let check = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // By number: the C library's own functions would call upon the parent's threads, which are not here.
     // SAFETY: setgroups(2) with a count of 0 reads no list.
     check(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) })?;
     // SAFETY: setresgid(2) takes no pointer.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresgid, owner, owner, owner) })?;
     // SAFETY: setresuid(2) takes no pointer.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresuid, owner, owner, owner) })?;
     // SAFETY: unshare(2) takes no pointer; this process has one thread.
     check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER | libc::CLONE_NEWNET) })
 }

@@ -14,6 +14,20 @@ pub fn set(resource: u8, soft: Option<u64>, hard: Option<u64>) -> io::Result<()>
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Raises the hard limit of this process to this much, if it is below.
+///
+/// # Errors
+/// As [`set`].
+pub fn allow(resource: u8, most: Option<u64>) -> io::Result<()> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel only writes the structure, which lives until the call returns.
+    if unsafe { libc::getrlimit(u32::from(resource), &raw mut now) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let most = most.unwrap_or(libc::RLIM_INFINITY);
+    if now.rlim_max >= most { Ok(()) } else { set(resource, Some(now.rlim_cur), Some(most)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,8 @@ use std::sync::{Arc, LazyLock};
 use duplex::sandbox::container::ContainerBackend;
 use duplex::sandbox::fake::FakeBackend;
 use duplex::sandbox::microvm::MicroVmBackend;
-use duplex::spec::{Installation, Isolation};
+use duplex::sandbox::{Backend, Sandbox, SandboxError, Stdio};
+use duplex::spec::{Installation, Isolation, NetworkMode, SandboxSpec, UserNamespace};
 
 use super::image::{self, OneFile};
 use super::stage::Stage;
@@ -58,6 +59,30 @@ pub(crate) fn fake() -> Result<Stage, Skip> {
 
 pub(crate) fn container() -> Result<Stage, Skip> {
     containers(|backend| backend)
+}
+
+/// Containers in a user namespace.
+pub(crate) fn private() -> Result<Stage, Skip> {
+    let Stage { backend, state } = container()?;
+    Ok(Stage::new(Box::new(WithUsers(backend)), state))
+}
+
+/// Gives each sandbox users of its own, unless it has the host's network.
+#[derive(Debug)]
+struct WithUsers(Box<dyn Backend>);
+
+impl Backend for WithUsers {
+    fn isolation(&self) -> Isolation {
+        self.0.isolation()
+    }
+
+    fn create(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let mut spec = spec.clone();
+        if spec.network.mode != NetworkMode::Host {
+            spec.security.users = UserNamespace::Private;
+        }
+        self.0.create(&spec, stdio)
+    }
 }
 
 pub(crate) fn crun() -> Result<Stage, Skip> {

@@ -11,6 +11,7 @@ mod limits;
 mod network;
 mod process;
 mod stage;
+mod users;
 
 use crate::runner::{Case, Need};
 
@@ -104,6 +105,25 @@ const CONTAINER: &[Case] = all_promises!(
     inside::nothing_is_left
 );
 
+const PRIVATE: &[Case] = all_promises!(
+    private [Need::Host, Need::CgroupV2, Need::Root, Need::Program("mkfs.erofs"), Need::Program("ip"), Need::Program("passt")],
+    process::missing_interpreter_is_127,
+    process::not_executable_is_126,
+    process::an_init_hands_on_and_reaps,
+    users::users_are_not_the_hosts,
+    users::files_are_its_users,
+    users::rights_end_at_the_namespace,
+    inside::further_commands_have_their_own_user_and_folder,
+    inside::further_commands_have_terminals,
+    inside::signals_reach_one_command,
+    inside::what_is_left_behind_is_not_waited_for,
+    inside::nothing_leads_out,
+    copy::copies_are_what_the_inside_sees,
+    copy::copies_stay_inside,
+    inside::stats_are_the_kernels,
+    inside::nothing_is_left
+);
+
 // An outside runtime tells of a program that the kernel refuses by the program's own exit code only: no promise of 126,
 // and none of 127 for a missing interpreter.
 const CRUN: &[Case] = all_promises!(
@@ -148,4 +168,4 @@ const CRASH: &[Case] = &[
     },
 ];
 
-pub(crate) const CASES: &[&[Case]] = &[FAKE, CRASH, CONTAINER, CRUN, RUNC, MICROVM];
+pub(crate) const CASES: &[&[Case]] = &[FAKE, CRASH, CONTAINER, PRIVATE, CRUN, RUNC, MICROVM];

@@ -61,6 +61,10 @@ fn tree(folder: &Path, kind: &str, only_folders: bool, found: &mut BTreeSet<Stri
         if path.ends_with("templates") {
             continue;
         }
+        // Only its locks say anything, and they go with who holds them.
+        if path.ends_with("users") && entry.metadata().is_ok_and(|found| found.is_file() && found.len() == 0) {
+            continue;
+        }
         let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
         if is_folder {
             tree(&path, kind, only_folders, found);

@@ -124,9 +124,12 @@ pub(crate) struct RunArgs {
     /// As in Docker: seccomp=FILE, seccomp=unconfined (container); no-new-privileges
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub security_opt: Vec<String>,
-    /// No capabilities, no new privileges, fewer system calls, Landlock (container)
+    /// No capabilities, no new privileges, fewer system calls, Landlock, users of its own (container)
     #[arg(long)]
     pub hardened: bool,
+    /// Whose users its users are: the host's, or in a user namespace its own (container) [default: private; host with --net host, and with folders of the host unless hardened]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub userns: Option<Users>,
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub pull: PullPolicy,
@@ -194,6 +197,15 @@ pub(crate) struct LimitArgs {
     /// Most processes at once; -1 is no limit
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
+}
+
+/// Who the users of a container are on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Users {
+    /// The same numbers.
+    Host,
+    /// Users that own nothing.
+    Private,
 }
 
 /// When `run` fetches the image.

@@ -1,10 +1,10 @@
-//! Docker's `--security-opt`, and `--hardened`.
+//! Docker's `--security-opt`, `--userns` and `--hardened`.
 
 use super::MeaningError;
-use crate::cli::args::RunArgs;
+use crate::cli::args::{RunArgs, Users};
 use crate::container::seccomp;
 use crate::container::seccomp::file::ProfileError;
-use crate::spec::{Capability, Isolation, Seccomp, Security};
+use crate::spec::{Capability, Isolation, MountSource, MountSpec, NetworkMode, Seccomp, Security, UserNamespace};
 
 /// About a sandbox's walls.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,6 +27,14 @@ pub(crate) enum SecurityError {
         --isolation container"
     )]
     Hardened,
+    /// A microVM's users are not the host's.
+    #[error(
+        "Option --userns is for containers: the users of a microVM are its own kernel's; leave it out, or use --isolation container"
+    )]
+    Users,
+    /// The host's network belongs to the host's users.
+    #[error("Options --userns private and --net host exclude each other: the host's network is the host's users'")]
+    HostNetwork,
     /// A hardened sandbox without what makes it so.
     #[error("Options --hardened and --security-opt {0} exclude each other")]
     Exclude(String),
@@ -77,6 +85,7 @@ pub(crate) fn security(
     args: &RunArgs,
     profile: Option<&str>,
     capabilities: &[Capability],
+    mounts: &[MountSpec],
 ) -> Result<(Security, bool), MeaningError> {
     let Options { seccomp, no_new_privileges } = options(args)?;
     let microvm = args.isolation == Isolation::MicroVm;
@@ -100,7 +109,26 @@ pub(crate) fn security(
             Seccomp::Profile(text.to_owned())
         }
     };
-    Ok((Security { seccomp, hardened: args.hardened }, args.hardened || no_new_privileges.unwrap_or_default()))
+    let security = Security { seccomp, hardened: args.hardened, users: users(args, mounts)? };
+    Ok((security, args.hardened || no_new_privileges.unwrap_or_default()))
+}
+
+/// Who its users are: its own, if the built-in runtime makes it and nothing of the host is shared with it, whose users' files or network that would
+/// be; a hardened one's also if folders are.
+fn users(args: &RunArgs, mounts: &[MountSpec]) -> Result<UserNamespace, SecurityError> {
+    let binds = mounts.iter().any(|mount| matches!(mount.source, MountSource::Bind { .. }));
+    let hosts_network = args.net.mode == NetworkMode::Host;
+    match args.userns {
+        Some(_) if args.isolation == Isolation::MicroVm => Err(SecurityError::Users),
+        Some(Users::Private) if hosts_network => Err(SecurityError::HostNetwork),
+        Some(Users::Private) => Ok(UserNamespace::Private),
+        None if args.isolation != Isolation::Container || hosts_network || args.runtime.is_some() => {
+            Ok(UserNamespace::Host)
+        }
+        None if binds && !args.hardened => Ok(UserNamespace::Host),
+        None => Ok(UserNamespace::Private),
+        Some(Users::Host) => Ok(UserNamespace::Host),
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +171,28 @@ mod tests {
             assert_eq!(error, SecurityError::MicroVm(value.to_owned()));
         }
         assert_eq!(error("--hardened img"), SecurityError::Hardened);
+    }
+
+    #[test]
+    fn users_are_the_hosts_or_its_own() {
+        use UserNamespace::{Host, Private};
+        for (line, users) in [
+            ("", Private),
+            ("-v data:/data", Private),
+            ("-v /:/host", Host),
+            ("-v /:/host --hardened", Private),
+            ("-v /:/host --userns private", Private),
+            ("--net host", Host),
+            ("--userns host", Host),
+            ("--userns private", Private),
+            ("--hardened", Private),
+            ("--hardened --userns host", Host),
+            ("--hardened --net host", Host),
+        ] {
+            assert_eq!(meant(&format!("--isolation container {line} img")).security.users, users, "{line}");
+        }
+        assert_eq!(error("--userns host img"), SecurityError::Users);
+        assert_eq!(error("--isolation container --userns private --net host img"), SecurityError::HostNetwork);
     }
 
     #[test]

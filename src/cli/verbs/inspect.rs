@@ -15,7 +15,7 @@ use crate::sandbox::posture::{self, Posture};
 use crate::sandbox::roster::Seen;
 use crate::spec::{
     DeviceRate, Healthcheck, Isolation, Limits, MemorySize, MemorySwap, MountSource, MountSpec, NetRate, NetworkChoice,
-    SandboxSpec, Seccomp, Status,
+    SandboxSpec, Seccomp, Status, UserNamespace,
 };
 use crate::volume::Volumes;
 
@@ -248,6 +248,10 @@ fn host_config(seen: &Seen) -> Value {
         "ReadonlyRootfs": definition.spec.read_only,
         "SecurityOpt": security_options(&definition.spec),
         "Hardened": definition.spec.security.hardened,
+        "UsernsMode": match definition.spec.security.users {
+            UserNamespace::Host => "host",
+            UserNamespace::Private => "private",
+        },
         "LogConfig": {
             "Type": if log.files == 0 { "none" } else { "local" },
             "Config": { "max-size": log.file_bytes.to_string(), "max-file": log.files.to_string() },

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use duplex_wire::{
-    Accounts, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessSpec, Task, TerminalSize, Transfer,
-    environment,
+    Accounts, DEFAULT_OPEN_FILES, FailureKind, Identity, MAX_ACCOUNTS_FILE, ProcessLimit, ProcessSpec, Task,
+    TerminalSize, Transfer, environment,
 };
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -22,8 +22,9 @@ use crate::container::orders::{causes, receive, send};
 use crate::container::walls::{Walls, set_of};
 use crate::spec::Security;
 use crate::sys::birth::{Birth, give_sibling_birth};
+use crate::sys::users::Range;
 
-/// All that a container has of its own. Its user namespace is the host's.
+/// All that a container has of its own, but its user namespace, if it has one: who joins that has no rights outside any more.
 const NAMESPACES: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
     .union(ThreadNameSpaceType::PROCESS_ID)
     .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
@@ -85,8 +86,9 @@ fn run(own: &mut Option<OwnedFd>) -> Result<ExitCode, Refusal> {
         Task::Run { .. } => NAMESPACES,
         Task::Copy(_) => ThreadNameSpaceType::MOUNT,
     };
+    let users = crate::sys::signals::pid_of(first.as_fd()).and_then(Range::of).step("see the container's users")?;
     move_into_thread_name_spaces(first.as_fd(), namespaces).step("join the container's namespaces")?;
-    drop(first);
+    let users = Own { first, users };
     match give_sibling_birth(cgroup.as_fd()).step("make a process in the container")? {
         Birth::Parent(process) => {
             send(socket, &Word::Made, &[process.as_fd()]).map_err(io::Error::other).step("tell the keeper")?;
@@ -97,15 +99,45 @@ fn run(own: &mut Option<OwnedFd>) -> Result<ExitCode, Refusal> {
             drop(cgroup);
             match task {
                 Task::Run { process, hostname } => {
-                    become_command((&process, &security), &hostname, stdio, socket)?;
+                    become_command((&process, &security), &hostname, (stdio, users), socket)?;
                     Ok(ExitCode::SUCCESS)
                 }
                 Task::Copy(transfer) => {
+                    users.join()?;
                     drop(own.take());
                     Ok(stdio.map_or(ExitCode::FAILURE, |stdio| copy(&transfer, stdio)))
                 }
             }
         }
+    }
+}
+
+/// The container's user namespace.
+struct Own {
+    /// The container's first process.
+    first: OwnedFd,
+    /// Who its users are; `None`: the host's.
+    users: Option<Range>,
+}
+
+impl Own {
+    /// The user's number on the host.
+    fn outside(&self, user: u32) -> u32 {
+        self.users.map_or(user, |range| range.first.saturating_add(user))
+    }
+
+    /// Becomes its root, with all rights inside and none outside, if there is one; and lets go of the container's first process.
+    fn join(self) -> Result<(), Refusal> {
+        if self.users.is_none() {
+            return Ok(());
+        }
+        move_into_thread_name_spaces(self.first.as_fd(), ThreadNameSpaceType::USER)
+            .step("join the container's user namespace")?;
+        let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+        nix::unistd::setgroups(&[])
+            .and_then(|()| nix::unistd::setresgid(group, group, group))
+            .and_then(|()| nix::unistd::setresuid(user, user, user))
+            .step("become the container's root")
     }
 }
 
@@ -120,15 +152,18 @@ fn copy(transfer: &Transfer, [stdin, stdout, stderr]: [OwnedFd; 3]) -> ExitCode 
 fn become_command(
     (process, security): (&ProcessSpec, &Security),
     hostname: &str,
-    stdio: Option<[OwnedFd; 3]>,
+    (stdio, users): (Option<[OwnedFd; 3]>, Own),
     socket: &OwnedFd,
 ) -> Result<(), Refusal> {
     let walls = Walls::of(security, process).map_err(io::Error::other).step("use the profile of system calls")?;
     let identity = identify(&process.user)?;
     enter_folder(&process.cwd)?;
     rustix::process::setsid().step("make a session")?;
+    let stdio = stdio.map(|stdio| own(stdio, users.outside(identity.uid))).transpose()?;
+    limit(process)?;
+    users.join()?;
     let [stdin, stdout, stderr] = match stdio {
-        Some(stdio) => own(stdio, &identity)?,
+        Some(stdio) => stdio,
         None => terminal(process.terminal.unwrap_or_default(), &identity, socket)?,
     };
     rustix::stdio::dup2_stdin(&stdin)
@@ -184,12 +219,12 @@ fn enter_folder(cwd: &str) -> Result<(), Refusal> {
 }
 
 /// Gives the user its streams, so that it can open `/dev/stdout` again.
-fn own(stdio: [OwnedFd; 3], identity: &Identity) -> Result<[OwnedFd; 3], Refusal> {
+fn own(stdio: [OwnedFd; 3], user: u32) -> Result<[OwnedFd; 3], Refusal> {
     for stream in &stdio {
         let found = rustix::fs::fstat(stream).step("look at the standard streams")?;
         if FileType::from_raw_mode(found.st_mode) == FileType::Fifo {
-            let user = rustix::fs::Uid::from_raw(identity.uid);
-            rustix::fs::fchown(stream, Some(user), None).step("give the user its streams")?;
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(user)), None)
+                .step("give the user its streams")?;
         }
     }
     Ok(stdio)
@@ -217,15 +252,18 @@ fn terminal(size: TerminalSize, identity: &Identity, socket: &OwnedFd) -> Result
     Ok([again()?, again()?, again()?])
 }
 
-/// What the bundle says of the first process (bundle.rs), for this one. Order matters: the bounding set needs CAP_SETPCAP, the user needs
-/// CAP_SETUID, and the sets of root are cut last.
-fn drop_privileges(process: &ProcessSpec, identity: &Identity, walls: &Walls) -> Result<(), Refusal> {
+/// Sets the process's limits, some of which only the host's root may raise.
+fn limit(process: &ProcessSpec) -> Result<(), Refusal> {
     let (soft, hard) = DEFAULT_OPEN_FILES;
     let files = Rlimit { current: Some(soft), maximum: Some(hard) };
     rustix::process::setrlimit(Resource::Nofile, files).step("limit open files")?;
-    for limit in &process.limits {
-        crate::sys::rlimit::set(limit.resource, limit.soft, limit.hard).step("set a limit of the process")?;
-    }
+    let set = |limit: &ProcessLimit| crate::sys::rlimit::set(limit.resource, limit.soft, limit.hard);
+    process.limits.iter().try_for_each(|limit| set(limit).step("set a limit of the process"))
+}
+
+/// What the bundle says of the first process (bundle.rs), for this one. Order matters: the bounding set needs CAP_SETPCAP, the user needs
+/// CAP_SETUID, and the sets of root are cut last.
+fn drop_privileges(process: &ProcessSpec, identity: &Identity, walls: &Walls) -> Result<(), Refusal> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let granted = set_of(&process.capabilities);
     bound(granted.bits()).step("drop capabilities")?;

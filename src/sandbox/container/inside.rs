@@ -18,6 +18,7 @@ use crate::sandbox::inside::{Exec, Inside, Refusal};
 use crate::sandbox::session::{InputEnd, SessionStreams};
 use crate::sandbox::{Remote, SandboxError, Stdio, exec_refused, exit_of};
 use crate::spec::{Exit, LimitChange, Outcome, SandboxId, Security, Stats};
+use crate::sys::users::Range;
 use crate::sys::{birth, signals};
 
 /// Most further commands at once, as in a microVM.
@@ -31,6 +32,8 @@ pub(super) struct ContainerInside {
     pub(super) plain: bool,
     pub(super) hostname: String,
     pub(super) security: Security,
+    /// Who its users are on the host, if not the same.
+    pub(super) users: Option<Range>,
     pub(super) duplex: PathBuf,
     pub(super) cgroup: Arc<Cgroup>,
     /// Its first process, and whether the command runs in it.
@@ -98,7 +101,11 @@ impl ContainerInside {
         let seconds: f64 = uptime.split_whitespace().next().and_then(|s| s.parse().ok()).unwrap_or(0.0);
         let uptime = u64::try_from(Duration::from_secs_f64(seconds.max(0.0)).as_millis()).unwrap_or(u64::MAX);
         let read = |pid, file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
-        Ok(processes(&self.cgroup.processes()?, uptime, read))
+        let mut list = processes(&self.cgroup.processes()?, uptime, read);
+        if let Some(users) = self.users {
+            list.iter_mut().for_each(|process| process.user = users.inside(process.user));
+        }
+        Ok(list)
     }
 
     fn measure(&self) -> Result<Stats, ContainerError> {
