@@ -225,7 +225,7 @@ pub(super) fn sandbox(
     let capabilities = capabilities(args)?;
     let mut tmpfs = tmpfs(args)?;
     let mounts = mounts::mounts(args, &image.volumes, &around.id, &mut tmpfs)?;
-    let (security, no_new_privileges) = security::security(args, around.profile, &capabilities, &mounts)?;
+    let (security, no_new_privileges) = security::security(args, around.profile, &capabilities)?;
     Ok(SandboxSpec {
         id: around.id.clone(),
         name: args.name.clone(),

@@ -96,9 +96,16 @@ pub struct SetUserId {
     pub of_host: bool,
 }
 
+/// Devices of every container (OCI runtime-spec, config-linux.md, "Default Devices"), where they are not its own nodes but mounts of the host's. What
+/// is written to them is in no file system.
+const NODES: [&str; 6] = ["/null", "/zero", "/full", "/tty", "/random", "/urandom"];
+
 /// One line of `/proc/PID/mountinfo` (proc(5)).
 struct Mounted<'a> {
     device: &'a str,
+    /// What of its file system is mounted.
+    root: &'a str,
+    kind: &'a str,
     at: &'a str,
     options: &'a str,
     super_options: &'a str,
@@ -108,9 +115,10 @@ fn mounts(text: &str) -> impl Iterator<Item = Mounted<'_>> {
     text.lines().filter_map(|line| {
         let (own, file_system) = line.split_once(" - ")?;
         let own: Vec<&str> = own.split(' ').collect();
-        let [_, _, device, _, at, options, ..] = own.as_slice() else { return None };
+        let [_, _, device, root, at, options, ..] = own.as_slice() else { return None };
         device.contains(':').then_some(())?;
-        Some(Mounted { device, at, options, super_options: file_system.split(' ').nth(2)? })
+        let mut words = file_system.split(' ');
+        Some(Mounted { device, root, kind: words.next()?, at, options, super_options: words.nth(1)? })
     })
 }
 
@@ -136,7 +144,8 @@ pub(super) fn read(inside: &str, isolation: Isolation, host: &str) -> (Option<Se
     }
     let hosts: BTreeSet<&str> = mounts(host).map(|mount| mount.device).collect();
     let writable = |mount: &&Mounted<'_>| {
-        hosts.contains(mount.device) && !has(mount.options, "ro") && !has(mount.super_options, "ro")
+        let node = mount.kind == "devtmpfs" && NODES.contains(&mount.root);
+        hosts.contains(mount.device) && !node && !has(mount.options, "ro") && !has(mount.super_options, "ro")
     };
     let paths = || mounted.iter().filter(writable).map(|mount| mount.at.to_owned()).collect();
     (set_user_id(), root.filter(|_| !hosts.is_empty()).map(|_| paths()))
@@ -231,7 +240,7 @@ mod tests {
     #[test]
     fn what_is_writable_and_the_hosts_is_found() {
         let more = "91 90 0:20 / /sys ro - sysfs sysfs rw\n92 90 254:0 /srv /data rw shared:1 - ext4 /dev/vda rw\n\
-            93 90 254:0 /etc /conf rw - ext4 /dev/vda ro\n94 90 0:50 / /dev rw - tmpfs tmpfs rw\n";
+            95 90 0:20 /null /proc/kcore rw - devtmpfs udev rw\n93 90 254:0 /etc /conf rw - ext4 /dev/vda ro\n94 90 0:50 / /dev rw - tmpfs tmpfs rw\n";
         let paths = |isolation| read(&inside("rw", more), isolation, HOST).1;
         assert_eq!(paths(Isolation::Container), Some(vec!["/data".to_owned()]));
         assert_eq!(paths(Isolation::MicroVm), Some(vec![]), "its kernel's numbers are not the host's");

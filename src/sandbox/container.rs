@@ -170,10 +170,7 @@ impl ContainerBackend {
             cgroup.allow_standard_devices_only()?; // an outside runtime does this itself
         }
         network.as_mut().map_or(Ok(()), |network| network.join(spec, &self.state, &mut briefing))?;
-        let users = match spec.security.users {
-            UserNamespace::Private => Some(users::claim(&self.state, &spec.id)?),
-            UserNamespace::Host => None,
-        };
+        let users = self.claim_users(spec)?;
         let orders = Orders {
             spec: spec.clone(),
             folder: slot.path().to_owned(),
@@ -226,6 +223,11 @@ impl ContainerBackend {
             }
         }
         Ok(sandbox)
+    }
+
+    fn claim_users(&self, spec: &SandboxSpec) -> Result<Option<Claim>, UsersError> {
+        let own = spec.security.users == UserNamespace::Private;
+        own.then(|| users::claim(&self.state, &spec.id)).transpose()
     }
 
     /// What is mounted beside the image and is the host's: disks of volumes and views of folders, each opened once and here.

@@ -4,7 +4,7 @@ use super::MeaningError;
 use crate::cli::args::{RunArgs, Users};
 use crate::container::seccomp;
 use crate::container::seccomp::file::ProfileError;
-use crate::spec::{Capability, Isolation, MountSource, MountSpec, NetworkMode, Seccomp, Security, UserNamespace};
+use crate::spec::{Capability, Isolation, NetworkMode, Seccomp, Security, UserNamespace};
 
 /// About a sandbox's walls.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -85,7 +85,6 @@ pub(crate) fn security(
     args: &RunArgs,
     profile: Option<&str>,
     capabilities: &[Capability],
-    mounts: &[MountSpec],
 ) -> Result<(Security, bool), MeaningError> {
     let Options { seccomp, no_new_privileges } = options(args)?;
     let microvm = args.isolation == Isolation::MicroVm;
@@ -109,25 +108,19 @@ pub(crate) fn security(
             Seccomp::Profile(text.to_owned())
         }
     };
-    let security = Security { seccomp, hardened: args.hardened, users: users(args, mounts)? };
+    let security = Security { seccomp, hardened: args.hardened, users: users(args)? };
     Ok((security, args.hardened || no_new_privileges.unwrap_or_default()))
 }
 
-/// Who its users are: its own, if the built-in runtime makes it and nothing of the host is shared with it, whose users' files or network that would
-/// be; a hardened one's also if folders are.
-fn users(args: &RunArgs, mounts: &[MountSpec]) -> Result<UserNamespace, SecurityError> {
-    let binds = mounts.iter().any(|mount| matches!(mount.source, MountSource::Bind { .. }));
+/// Who its users are. A hardened container has its own, unless it has the host's network.
+fn users(args: &RunArgs) -> Result<UserNamespace, SecurityError> {
     let hosts_network = args.net.mode == NetworkMode::Host;
     match args.userns {
         Some(_) if args.isolation == Isolation::MicroVm => Err(SecurityError::Users),
         Some(Users::Private) if hosts_network => Err(SecurityError::HostNetwork),
         Some(Users::Private) => Ok(UserNamespace::Private),
-        None if args.isolation != Isolation::Container || hosts_network || args.runtime.is_some() => {
-            Ok(UserNamespace::Host)
-        }
-        None if binds && !args.hardened => Ok(UserNamespace::Host),
-        None => Ok(UserNamespace::Private),
-        Some(Users::Host) => Ok(UserNamespace::Host),
+        None if args.hardened && !hosts_network => Ok(UserNamespace::Private),
+        Some(Users::Host) | None => Ok(UserNamespace::Host),
     }
 }
 
@@ -177,12 +170,7 @@ mod tests {
     fn users_are_the_hosts_or_its_own() {
         use UserNamespace::{Host, Private};
         for (line, users) in [
-            ("", Private),
-            ("-v data:/data", Private),
-            ("-v /:/host", Host),
-            ("-v /:/host --hardened", Private),
-            ("-v /:/host --userns private", Private),
-            ("--net host", Host),
+            ("", Host),
             ("--userns host", Host),
             ("--userns private", Private),
             ("--hardened", Private),
