@@ -1,7 +1,8 @@
 //! Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that are held up by a tenth of their time before they start.
-//! What the program that holds them up takes by itself is measured first and is part of the tenth. Prints how often each verdict was given, and after every tenth comparison how far it is;
+//! The tenth is of what the container took just before, and what the program that holds it up takes by itself is measured and is part of it. Prints how often each verdict was given, and after every tenth comparison how far it is;
 //! fails when an arm shows a difference from itself, or none can be told, in more than 5 of 100 comparisons, or what is held up is not called slower in as many.
-//! Needs a host with cgroup v2; `make verdicts` brings it into the lab if this host has none. `DUPLEX_BENCH_ROUNDS` is the number of comparisons of an arm with itself.
+//! Needs a host with cgroup v2; `make verdicts` brings it into the lab if this host has none. `DUPLEX_BENCH_ROUNDS` is the number of comparisons of an arm with itself; a fifth as many are with one held up.
+//! An argument, `itself` or `slowed`, is the half that runs.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -26,8 +27,11 @@ use duplex::compare::{
 use duplex::image::Store;
 use duplex::spec::{Cpus, MemorySize};
 
-/// The name of the arm that is held up.
+/// The name of the arm that is held up, and of the half of this program that is about it.
 const SLOWED: &str = "slowed";
+
+/// The half of this program that is about an arm beside itself.
+const ITSELF: &str = "itself";
 
 /// What this program is called where it holds up another: this, and the wait in microseconds.
 const HELD_UP: &str = "held-up-";
@@ -144,11 +148,11 @@ impl Bench {
         path
     }
 
-    /// What it takes to be held up for no time: the difference of the medians of 40 runs of `true` with and without.
-    fn cost_of_waiting(&self) -> Duration {
+    /// What being held up for `wait` takes beyond it: the difference of the medians of 40 runs of `true` with and without, less the wait.
+    fn cost_of_waiting(&self, wait: Duration) -> Duration {
         let mut times = [Vec::new(), Vec::new()];
         let plain = PathBuf::from("/bin/true");
-        let programs = [self.waiting(Duration::ZERO, &plain), plain];
+        let programs = [self.waiting(wait, &plain), plain];
         for _ in 0..40 {
             for (times, program) in times.iter_mut().zip(&programs) {
                 let begun = Instant::now();
@@ -161,7 +165,7 @@ impl Bench {
             times.sort_unstable();
             times[times.len() / 2]
         });
-        held.saturating_sub(plain)
+        held.saturating_sub(plain + wait)
     }
 
     /// Verdict and ratio of the start of `other` beside a container, and the container's median in milliseconds.
@@ -201,35 +205,43 @@ fn verdicts(kind: &str, count: u64, mut one: impl FnMut(u64) -> &'static str) ->
     given
 }
 
-fn main() {
-    held_up(std::env::args_os().next().unwrap_or_default());
-    let count: u64 = std::env::var("DUPLEX_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
-    let bench = Bench::new();
-    let until = |precision| Some(Until { precision, budget: Duration::from_secs(120) });
-    let mut medians = Vec::new();
-    let same = verdicts("beside itself", count, |seed| {
-        let (verdict, _, median) = bench.compared("again", Duration::ZERO, until(0.1), seed);
-        medians.push(median);
-        verdict
-    });
-    println!("beside itself, {count} comparisons until within 10 %: {same:?}");
+fn until(precision: f64) -> Option<Until> {
+    Some(Until { precision, budget: Duration::from_secs(300) })
+}
 
-    medians.sort_unstable_by(f64::total_cmp);
-    let tenth = Duration::from_secs_f64(medians[medians.len() / 2] / 1e4);
-    let cost = bench.cost_of_waiting();
+fn beside_itself(bench: &Bench, count: u64) {
+    let same = verdicts(ITSELF, count, |seed| bench.compared("again", Duration::ZERO, until(0.1), seed).0);
+    println!("beside itself, {count} comparisons until within 10 %: {same:?}");
+    let none = same.get("no difference seen").unwrap_or(&0);
+    assert!(none * 20 >= count * 19, "an arm shows no difference from itself in {none} of {count} only");
+}
+
+fn beside_slowed(bench: &Bench, count: u64) {
     let mut ratios = Vec::new();
-    let count_slower = count.div_ceil(5);
-    let slower = verdicts(SLOWED, count_slower, |seed| {
+    let slower = verdicts(SLOWED, count, |seed| {
+        let (_, _, median) = bench.compared("again", Duration::ZERO, None, seed);
+        let tenth = Duration::from_secs_f64(median / 1e4);
+        let cost = bench.cost_of_waiting(tenth / 2);
         let (verdict, ratio, _) = bench.compared(SLOWED, tenth.saturating_sub(cost), until(0.04), seed);
+        eprintln!("{SLOWED}: by {tenth:.1?}, of which {cost:.1?} are what that takes: {ratio:.3}, {verdict}");
         ratios.push(ratio);
         verdict
     });
-    println!(
-        "held up by a tenth, {tenth:.1?}, of which {:.1?} are what that takes; until within 4 %: {slower:?}, ratios {ratios:.2?}",
-        cost.min(tenth)
-    );
-    let none = same.get("no difference seen").unwrap_or(&0);
-    assert!(none * 20 >= count * 19, "an arm shows no difference from itself in {none} of {count} only");
+    println!("held up by a tenth, {count} comparisons until within 4 %: {slower:?}, ratios {ratios:.3?}");
     let seen = slower.get("slower").unwrap_or(&0);
-    assert!(seen * 20 >= count_slower * 19, "what is held up is called slower in {seen} of {count_slower} only");
+    assert!(seen * 20 >= count * 19, "what is held up is called slower in {seen} of {count} only");
+}
+
+fn main() {
+    held_up(std::env::args_os().next().unwrap_or_default());
+    let count: u64 = std::env::var("DUPLEX_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let half = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let wanted = |name| half.as_deref().is_none_or(|half| half == name);
+    let bench = Bench::new();
+    if wanted(ITSELF) {
+        beside_itself(&bench, count);
+    }
+    if wanted(SLOWED) {
+        beside_slowed(&bench, count.div_ceil(5));
+    }
 }
