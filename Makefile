@@ -79,7 +79,7 @@ bench-classic: deps-test build
 	tests/images/classic
 	cargo --config '$(LAB_RUN)' bench --bench classic
 
-# Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones that a shell holds up first.
+# Whether the verdicts of `compare` are true on real runs: containers beside themselves, and beside ones held up by a tenth of their time.
 verdicts: deps-test build
 	cargo --config '$(LAB_RUN)' bench --bench verdicts
 

@@ -18,10 +18,11 @@ pub(super) const INSIDE_RUNTIME: [&str; 4] = ["/proc/version", INSIDE[1], INSIDE
 /// Kinds of namespaces that a container has of its own and a plain process has not, with whatever network.
 pub(super) const NAMESPACES: [&str; 4] = ["pid", "net", "uts", "ipc"];
 
-/// Kinds of namespaces of which an arm's are looked at: what runs in the host's own root directory has its mounts too, and a hardened container has
-/// users of its own.
+/// Kinds of namespaces of which an arm's are looked at: what runs in the host's own root directory has its mounts too, and a container has users of
+/// its own, unless an outside runtime makes it.
 pub(super) fn namespaces(arm: &Arm) -> Vec<&'static str> {
-    NAMESPACES.into_iter().chain(arm.venv.is_some().then_some("mnt")).chain(arm.hardened.then_some("user")).collect()
+    let users = arm.isolation == Isolation::Container && arm.runtime.is_none();
+    NAMESPACES.into_iter().chain(arm.venv.is_some().then_some("mnt")).chain(users.then_some("user")).collect()
 }
 
 /// What was seen of one sandbox. What could not be seen is `None`.

@@ -446,7 +446,7 @@ fn unequal(plan: &Plan) -> Vec<String> {
     if plan.arms.iter().any(Arm::is_outside_container) {
         found.push(
             "An outside runtime is started as a program, twice for each run; ours is part of the process that keeps the \
-            container."
+            container. Its container's users are the host's, and ours are a user namespace's of their own."
                 .to_owned(),
         );
     }

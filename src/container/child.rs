@@ -28,7 +28,7 @@ use super::seccomp::file::ProfileError;
 use super::walls::Walls;
 use crate::spec::{Isolation, TerminalSize};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::users::{Range, Users};
+use crate::sys::users::{COUNT, Range, Users};
 
 /// Why container-init failed.
 #[derive(Debug, thiserror::Error)]
@@ -296,6 +296,9 @@ fn prepare(
         Ok(identity) => identity,
         Err(unknown) => return Ok(Err((FailureKind::Other, unknown.to_string()))),
     };
+    if let Some(foreign) = users.and_then(|_| foreign(&identity)) {
+        return Ok(Err((FailureKind::Other, foreign)));
+    }
     let environment = environment(process, &orders.spec.hostname, &identity);
     let namespace = users.map(|users| users.namespace.as_fd());
     write_bundle((orders, namespace), &identity, &environment, (&root, walls)).map_err(ChildError::Bundle)?;
@@ -331,6 +334,15 @@ fn give_streams(stdio: &[OwnedFd], user: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Why a user namespace of the container's has no such user: its numbers end.
+pub(super) fn foreign(identity: &Identity) -> Option<String> {
+    let most = identity.groups.iter().copied().chain([identity.uid, identity.gid]).max()?;
+    let last = COUNT - 1;
+    (most > last).then(|| {
+        format!("User or group {most} is none of the container's own, which are 0 to {last}: use --userns host")
+    })
 }
 
 pub(super) fn identify(inside: &Inside, user: &str) -> Result<Result<Identity, UserError>, ChildError> {

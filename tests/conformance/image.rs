@@ -70,12 +70,17 @@ fn make() -> Result<(tempfile::TempDir, PathBuf), String> {
     Ok((dir, image))
 }
 
-/// Links that lead out for whoever follows them on the host, and programs that do not run.
+/// Who owns a file of the image, and is none of the users of a user namespace.
+pub(crate) const FAR: u32 = 100_000;
+
+/// Links that lead out for whoever follows them on the host, programs that do not run, and somebody else's file.
 fn traps(root: &Path) {
     symlink("../../../../../../../../tmp", root.join("dev")).unwrap();
     symlink("/proc/self/root/etc", root.join("proc-etc")).unwrap();
     symlink("/host-secret", root.join("etc/resolv.conf")).unwrap();
     std::fs::write(root.join("bin/not-executable"), "#!/bin/sh\n").unwrap();
+    std::fs::write(root.join("etc/far"), "far\n").unwrap();
+    std::os::unix::fs::chown(root.join("etc/far"), Some(FAR), Some(FAR)).unwrap();
     for (name, content) in [("no-interpreter", "#!/nowhere/sh\n"), ("garbage", "\x01\x02\x03")] {
         let path = root.join("bin").join(name);
         std::fs::write(&path, content).unwrap();

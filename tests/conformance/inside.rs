@@ -14,11 +14,11 @@ fn refusal(result: Result<impl Sized, SandboxError>) -> Option<Refusal> {
     result.err().and_then(|e| e.refusal())
 }
 
-fn sleeping(stage: &Stage) -> Running {
+pub(super) fn sleeping(stage: &Stage) -> Running {
     stage.start(&stage.spec(&["sleep", "600"]))
 }
 
-fn kill(running: Running) {
+pub(super) fn kill(running: Running) {
     running.sandbox.remote().signal(9).unwrap();
     assert_eq!(running.finish().outcome.exit, Exit::Signal(9));
 }

@@ -112,6 +112,7 @@ const PRIVATE: &[Case] = all_promises!(
     process::an_init_hands_on_and_reaps,
     users::users_are_not_the_hosts,
     users::files_are_its_users,
+    users::far_users_are_nobody,
     users::rights_end_at_the_namespace,
     inside::further_commands_have_their_own_user_and_folder,
     inside::further_commands_have_terminals,

@@ -4,7 +4,9 @@ use std::os::unix::fs::MetadataExt;
 
 use duplex::spec::{Capability, Exit, MountSource, MountSpec};
 
-use super::stage::Stage;
+use super::image::FAR;
+use super::inside::{kill, sleeping};
+use super::stage::{Ran, Stage};
 use crate::runner::Verdict;
 
 /// Where blocks of users begin.
@@ -63,6 +65,28 @@ pub(crate) fn files_are_its_users(stage: &Stage) -> Verdict {
         stage.spec(&["sh", "-c", "id -u; echo x 2>/dev/null > /etc/hostname || echo closed; echo out > /dev/stdout"]);
     user.process.user = "1000".into();
     assert_eq!(stage.run(&user).good(), "1000\nclosed\nout\n");
+    Ok(())
+}
+
+/// Numbers that a user namespace has not: files of theirs are nobody's and stay as they are (the kernel's EOVERFLOW), and no command is theirs.
+pub(crate) fn far_users_are_nobody(stage: &Stage) -> Verdict {
+    let script = "stat -c %u:%g /etc/far; cat /etc/far; chown 0 /etc/far 2>/dev/null || echo kept; rm -f /etc/far 2>/dev/null || echo stays";
+    assert_eq!(stage.shell(script).good(), "65534:65534\nfar\nkept\nstays\n");
+    let refused = |ran: Ran| {
+        let told = ran.outcome.reason.unwrap();
+        assert!(told.contains("none of the container's own") && told.contains("--userns host"), "{told}");
+    };
+    let running = sleeping(stage);
+    for user in [FAR.to_string(), format!("0:{FAR}"), "65536".to_owned()] {
+        let mut spec = stage.spec(&["true"]);
+        spec.process.user = user;
+        refused(stage.run(&spec));
+        refused(running.exec(&spec.process).finish());
+    }
+    kill(running);
+    let mut last = stage.spec(&["id", "-u"]);
+    last.process.user = "65534".into();
+    assert_eq!(stage.run(&last).good(), "65534\n");
     Ok(())
 }
 

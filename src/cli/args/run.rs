@@ -127,7 +127,7 @@ pub(crate) struct RunArgs {
     /// No capabilities, no new privileges, fewer system calls, Landlock, users of its own (container)
     #[arg(long)]
     pub hardened: bool,
-    /// Whose users its users are: the host's, or in a user namespace its own (container) [default: host, private if hardened]
+    /// Whose users its users are: in a user namespace its own, or the host's (container) [default: private; host with --net host]
     #[arg(long, value_enum, value_name = "MODE")]
     pub userns: Option<Users>,
     /// When to fetch the image

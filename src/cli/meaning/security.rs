@@ -112,14 +112,15 @@ pub(crate) fn security(
     Ok((security, args.hardened || no_new_privileges.unwrap_or_default()))
 }
 
-/// Who its users are. A hardened container has its own, unless it has the host's network.
+/// Who its users are. A container has its own, unless it has the host's network, whose users are the host's, or an outside runtime makes it.
 fn users(args: &RunArgs) -> Result<UserNamespace, SecurityError> {
     let hosts_network = args.net.mode == NetworkMode::Host;
+    let able = args.isolation == Isolation::Container && !hosts_network && args.runtime.is_none();
     match args.userns {
         Some(_) if args.isolation == Isolation::MicroVm => Err(SecurityError::Users),
         Some(Users::Private) if hosts_network => Err(SecurityError::HostNetwork),
         Some(Users::Private) => Ok(UserNamespace::Private),
-        None if args.hardened && !hosts_network => Ok(UserNamespace::Private),
+        None if able => Ok(UserNamespace::Private),
         Some(Users::Host) | None => Ok(UserNamespace::Host),
     }
 }
@@ -170,14 +171,18 @@ mod tests {
     fn users_are_the_hosts_or_its_own() {
         use UserNamespace::{Host, Private};
         for (line, users) in [
-            ("", Host),
-            ("--userns host", Host),
-            ("--userns private", Private),
-            ("--hardened", Private),
-            ("--hardened --userns host", Host),
-            ("--hardened --net host", Host),
+            ("container", Private),
+            ("container --net none", Private),
+            ("container --net host", Host),
+            ("container --userns host", Host),
+            ("container --userns private", Private),
+            ("container --runtime /usr/bin/crun", Host),
+            ("container --hardened", Private),
+            ("container --hardened --userns host", Host),
+            ("container --hardened --net host", Host),
+            ("microvm", Host),
         ] {
-            assert_eq!(meant(&format!("--isolation container {line} img")).security.users, users, "{line}");
+            assert_eq!(meant(&format!("--isolation {line} img")).security.users, users, "{line}");
         }
         assert_eq!(error("--userns host img"), SecurityError::Users);
         assert_eq!(error("--isolation container --userns private --net host img"), SecurityError::HostNetwork);

@@ -1,7 +1,9 @@
 use clap::Parser;
 
 use super::*;
-use crate::spec::{Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetRate, NetworkSpec, Protocol, Security};
+use crate::spec::{
+    Capability, Cpus, DEFAULT_CAPABILITIES, HostAddress, NetRate, NetworkSpec, Protocol, Security, UserNamespace,
+};
 
 #[derive(Debug, Parser)]
 #[command(disable_help_flag = true)]
@@ -140,6 +142,7 @@ fn limits_and_walls_arrive_in_the_spec() {
             ..Limits::default()
         },
         read_only: true,
+        security: Security { users: UserNamespace::Private, ..Security::default() },
         ..plain()
     };
     let line = "--isolation container --name web-1 -m 64m --cpus 2.5 --pids-limit 100 --read-only img";

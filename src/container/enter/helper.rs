@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior}
 use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::{Word, from_memory};
-use crate::container::child::take_control;
+use crate::container::child::{foreign, take_control};
 use crate::container::execute::{Execute, Refusal};
 use crate::container::orders::{causes, receive, send};
 use crate::container::walls::{Walls, set_of};
@@ -157,6 +157,9 @@ fn become_command(
 ) -> Result<(), Refusal> {
     let walls = Walls::of(security, process).map_err(io::Error::other).step("use the profile of system calls")?;
     let identity = identify(&process.user)?;
+    if let Some(foreign) = users.users.and_then(|_| foreign(&identity)) {
+        return Err((FailureKind::Other, foreign));
+    }
     enter_folder(&process.cwd)?;
     rustix::process::setsid().step("make a session")?;
     let stdio = stdio.map(|stdio| own(stdio, users.outside(identity.uid))).transpose()?;
