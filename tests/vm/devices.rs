@@ -118,7 +118,7 @@ fn random() -> Verdict {
 /// A pipe that is read slowly: nothing is lost, and the guest waits.
 fn console() -> Verdict {
     let (reader, writer) = std::io::pipe().unwrap();
-    let plan = Plan { console: Some(writer.into()), parameters: "quiet".to_owned(), ..Plan::new("console 2000") };
+    let plan = Plan { console: Some(writer.into()), ..Plan::new("console 2000") };
     let machine = Machine::start(plan)?;
     std::thread::sleep(Duration::from_secs(3));
     let file = File::from(std::os::fd::OwnedFd::from(reader));

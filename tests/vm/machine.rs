@@ -249,7 +249,8 @@ impl Machine {
         let (initramfs, cmdline) = if plan.bare.is_some() {
             (None, plan.words)
         } else {
-            let usual = "console=ttyS0 console=hvc0 panic=-1 reboot=k";
+            // Quiet: a warning of the kernel would stand in the middle of a line of the guest half's.
+            let usual = "console=ttyS0 console=hvc0 panic=-1 reboot=k tsc=reliable quiet";
             (Some(pass(initramfs().into())), format!("{usual} {} -- {slots}{}", plan.parameters, plan.words))
         };
         let kernel = plan.bare.or(plan.kernel).map_or_else(kernel, Ok)?;
